@@ -1,0 +1,46 @@
+"""mnemo extracts the mnemonics that a language model uses to recall facts."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mnemo.attribution import attribute_edges, attribute_nodes
+    from mnemo.contrasts import Contrast, make_contrasts
+    from mnemo.datasets import data_path
+    from mnemo.doses import dose_curves
+    from mnemo.edge_patching import exact_edges
+    from mnemo.errors import InputError, MnemoError
+    from mnemo.facts import Fact, FactSet, Task
+    from mnemo.model import Model, load
+    from mnemo.scoring import benchmark
+    from mnemo.study import Study, extract
+    from mnemo.tracing import Trace, trace
+    from mnemo.verification import top_edges, verify
+
+__version__ = "0.1.0"
+__all__ = [
+    "Contrast", "Fact", "FactSet", "InputError", "MnemoError", "Model", "Study", "Task", "Trace", "attribute_edges",
+    "attribute_nodes", "benchmark", "data_path", "dose_curves", "exact_edges", "extract", "load", "make_contrasts",
+    "top_edges", "trace", "verify",
+]  # fmt: skip
+
+# torch and transformers take seconds to import: a name is imported when it is first used.
+_HOME = {
+    "attribute_edges": "attribution", "attribute_nodes": "attribution", "benchmark": "scoring",
+    "Contrast": "contrasts", "make_contrasts": "contrasts", "data_path": "datasets", "dose_curves": "doses",
+    "exact_edges": "edge_patching", "InputError": "errors", "MnemoError": "errors", "Fact": "facts",
+    "FactSet": "facts", "Task": "facts", "Model": "model", "load": "model", "Study": "study", "extract": "study",
+    "Trace": "tracing", "trace": "tracing", "top_edges": "verification", "verify": "verification",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mnemo' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mnemo.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
