@@ -1,0 +1,95 @@
+"""Text files as people write them: UTF-8, and the row of every mistake as an editor counts it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mnemo.errors import InputError
+
+LINE_END = re.compile(r"\r\n|\r|\n")
+_MAX_BYTES = 256 * 2**20
+
+
+def row_after(text: str) -> int:
+    """Row, as an editor counts, on which the character behind `text` stands."""
+    return 1 + len(LINE_END.findall(text))
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, without the byte order mark that spreadsheets put in front.
+
+    Raises:
+        InputError: it is not there, cannot be read, is larger than 256 MB, not UTF-8 or holds a NUL character.
+    """
+    try:
+        if not path.is_file():
+            what = "this is a folder, not a file" if path.is_dir() else "there is no such file"
+            raise InputError(what, file=path)
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise InputError(
+                f"{size / 2**20:.0f} MB, and at most {_MAX_BYTES // 2**20} MB are read: split the file",
+                file=path,
+            )
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path) from None
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        utf16 = " (the file looks like UTF-16)" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise InputError(
+            f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8{utf16}: save it as UTF-8",
+            file=path,
+            row=row_after(raw[: error.start].decode("latin-1")),
+        ) from None
+    text = text.removeprefix("\ufeff")
+    if (at := text.find("\0")) >= 0:
+        raise InputError(
+            "a NUL character, which no text file holds: save the file as UTF-8 text",
+            file=path,
+            row=row_after(text[:at]),
+        )
+    return text
+
+
+def csv_records(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV text, each with the row in the file on which it begins."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        row = reader.line_num + 1
+        try:
+            values = next(reader, None)
+        except csv.Error as error:
+            raise InputError(
+                f"not CSV from here on ({error}): is a double quote left open? A value that holds a quote "
+                "goes in quotes, with the quote inside doubled",
+                file=path,
+                row=row,
+            ) from None
+        if values is None:
+            return
+        if values:
+            yield row, values
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputError: what `read_text` refuses, and what is not JSON or no object.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"is not JSON ({error.msg}): mend or replace it", file=path, row=error.lineno) from error
+    except RecursionError:
+        raise InputError("is not JSON that is needed here: brackets nested too deep", file=path) from None
+    if not isinstance(content, dict):
+        raise InputError(f"expected a JSON object, found {type(content).__name__}", file=path)
+    return content
