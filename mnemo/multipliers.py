@@ -1,0 +1,529 @@
+"""What each component passes on: averaged Jacobians between a corrupt and a clean run, one component at a time.
+
+Between its corrupt and its clean input a component is not linear, but the Jacobian averaged along the straight line
+between the two is exact for that pair (the mean value theorem; component-wise integrated gradients, as in Sundararajan
+et al. 2017, section 3, with the summation-to-delta of DeepLIFT, Shrikumar et al. 2017, section 3.1):
+
+    f(clean input) - f(corrupt input) = mean of J over the line, times (clean input - corrupt input)
+
+Chained along a path these multipliers thus conserve the effect, up to the error of the quadrature, which is measured.
+A component is one of
+
+* the logits: final norm, unembedding, the difference that the metric takes (softcaps included),
+* an MLP at one position, with its norm before and, where it has one, after it; what the quadrature misses (at the
+  kinks of a ReLU it converges slowly) is added along the line, the smallest change of the Jacobian that makes it
+  exact for the pair (Broyden 1965, equation 2.9),
+* one head at one position, as a function of the stream at all positions: queries, keys and values move together,
+  rotary or ALiBi positions, masks and softcaps as the model applies them,
+* a norm behind the attention (Gemma 2), as a function of the sum of the heads, so that heads still add up.
+
+Values are in logits; positive supports the answer over the contrast's answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemo.errors import MnemoError
+from mnemo.graph import stream_hook
+from mnemo.patching import Hook, metric
+
+if TYPE_CHECKING:
+    from mnemo.contrasts import Contrast
+    from mnemo.model import Model
+
+Slot = Literal["q", "k", "v"]  # how a head reads: as query, key or value
+SLOTS: tuple[Slot, ...] = ("q", "k", "v")
+FIRST_NODES, MOST_NODES = 4, 128
+# Sum over all components of the effect that each one's quadrature gets wrong, as a share of the whole.
+TOLERANCE = 2e-3
+MENDED = 2e-2  # of what the quadrature of the MLPs misses, which is mended and thus not lost
+_ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A component that adds to the residual stream.
+
+    Attributes:
+        layer: index of its block, -1 for the embedding.
+        head: which head, None for an MLP or the embedding.
+    """
+
+    layer: int
+    head: int | None = None
+
+    @property
+    def name(self) -> str:
+        if self.layer < 0:
+            return "embed"
+        return f"MLP{self.layer}" if self.head is None else f"L{self.layer}H{self.head}"
+
+
+@dataclass(frozen=True, eq=False)
+class Totals:
+    """Multipliers of everything that follows: gradient vectors of all paths from a place to the metric together.
+
+    Attributes:
+        embed: at the embedding.
+        heads: at what the heads of each layer write.
+        mlp: at what the MLP of each layer writes.
+        stream: at the residual stream after 0, 1, ... blocks. Every path crosses each of these once, so the effects
+            at all positions after any number of blocks add up to the whole.
+        errors: per layer, what the quadrature of its heads and of its MLP gets wrong, and last of the logits, in
+            logits: effect of what the component writes minus the effect that its inputs are given.
+        mended: per layer, what the quadrature of its MLP got wrong, in logits, before that was added.
+    """
+
+    embed: Float[Tensor, "position d"]
+    heads: Float[Tensor, "layer position d"]
+    mlp: Float[Tensor, "layer position d"]
+    stream: Float[Tensor, "boundary position d"]
+    errors: tuple[float, ...]
+    mended: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """The graphs of one block at the nodes of the quadrature, cut into pieces that autograd runs through alone."""
+
+    stream: Float[Tensor, "node position d"]
+    normed: Float[Tensor, "node position d"]
+    qkv: tuple[Tensor, Tensor, Tensor]
+    z: Float[Tensor, "node position head d_head"]
+    post: tuple[Tensor, Tensor] | None
+    mlp_read: Float[Tensor, "run position d"]
+    parallel: bool
+
+
+class Multipliers:
+    """The averaged Jacobians of one contrast: made once, used by any number of searches.
+
+    Attributes:
+        contrast: the pair of prompts.
+        metric_clean, metric_corrupt: the metric of the two runs, in logits.
+        predicted: the token that the model prefers after the clean prompt.
+        writers: everything that writes to the stream, in the order in which it does.
+        deltas: what each writes in the clean run minus what it writes in the corrupt one.
+        nodes: number of nodes of the quadrature.
+    """
+
+    def __init__(self, model: Model, contrast: Contrast, *, nodes: int) -> None:
+        _check(contrast)
+        self.contrast, self.nodes, self._model = contrast, nodes, model
+        points, weights = np.polynomial.legendre.leggauss(nodes)
+        self._alpha = torch.tensor((points + 1) / 2, device=model.device).to(model.dtype)
+        self._weight = torch.tensor(weights / 2, device=model.device).to(model.dtype)
+        first = next(i for i, (a, b) in enumerate(_pairs(contrast)) if a != b)
+        runs = _Runs(model, contrast)
+        (self.metric_clean, self.metric_corrupt), self.predicted = runs.metric, runs.predicted
+        self._weights = [_weights(model, layer) for layer in range(model.n_layers)]
+        self._interpolate(runs)
+        self.writers, self.deltas = self._writers(runs)
+        self.deltas[:, :first] = 0  # nothing differs before the first token that does, but for rounding
+        self._check_sum(runs)
+
+    @property
+    def total(self) -> float:
+        """metric(clean) - metric(corrupt)."""
+        return self.metric_clean - self.metric_corrupt
+
+    @property
+    def length(self) -> int:
+        """Tokens of each prompt."""
+        return len(self.contrast.clean)
+
+    def upstream(self, writer: Writer | None) -> int:
+        """Return how many of `writers` a component reads; None stands for the logits, which read all of them."""
+        if writer is None:
+            return len(self.writers)
+        before = 1 + writer.layer * (self._model.n_heads + 1)
+        reads_heads = writer.head is None and not self._layers[writer.layer].parallel
+        return before + (self._model.n_heads if reads_heads else 0)
+
+    # ---- one component at a time
+
+    def logits(self) -> Float[Tensor, " d"]:
+        """Return the averaged gradient of the metric at the last position of the last stream."""
+        return self._logits
+
+    def mlp(
+        self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
+    ) -> Float[Tensor, "item d"]:
+        """Carry gradients at what an MLP writes back to the stream that it reads, at the same positions."""
+        back, writer = self._mlp_quadrature(layer, positions, gradients), Writer(layer)
+        moved = self.deltas[: self.upstream(writer), positions].sum(0)
+        missed = (gradients * self.deltas[self.row(writer), positions]).sum(-1) - (back * moved).sum(-1)
+        length = moved.square().sum(-1)
+        return back + torch.where(length > 0, missed / length, 0.0)[:, None] * moved
+
+    def _mlp_quadrature(
+        self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
+    ) -> Float[Tensor, "item d"]:
+        corrupt, clean = self._layers[layer].mlp_read[:, positions]
+        with torch.enable_grad():
+            stream = _between(corrupt, clean, self._alpha).requires_grad_(True)  # [node, item, d]
+            written = _mlp(self._model, layer, stream.flatten(0, 1)[:, None]).view_as(stream)
+        back = self._weight[:, None, None] * gradients.to(written.dtype)
+        return torch.autograd.grad(written, stream, back)[0].to(gradients.dtype).sum(0)
+
+    def heads(
+        self,
+        layer: int,
+        heads: Int[Tensor, " item"],
+        positions: Int[Tensor, " item"],
+        gradients: Float[Tensor, "item d"],
+    ) -> Float[Tensor, "item slot position d"]:
+        """Carry gradients at what heads write back to the stream, apart for queries, keys and values.
+
+        Args:
+            layer: of all these heads.
+            heads: which head.
+            positions: where each writes, 0 for the first token.
+            gradients: at what each writes.
+
+        Returns:
+            gradients at the stream that enters the block, at every source position; those of the query stand at the
+            head's own position.
+        """
+        here, weights, items = self._layers[layer], self._weights[layer], torch.arange(len(heads))
+        groups = heads // (here.qkv[0].shape[2] // here.qkv[1].shape[2])  # key/value head of each
+        gradients = self._before_post_norm(layer, positions, gradients)
+        back = torch.einsum("md,mhd->mh", gradients.to(here.z.dtype), weights.o[heads])
+        seed = here.z.new_zeros(len(heads), *here.z.shape)
+        seed[items, :, positions, heads] = self._weight[:, None] * back[:, None]
+        into = torch.autograd.grad(here.z, here.qkv, seed, retain_graph=True, is_grads_batched=True)
+        read = here.stream.new_zeros(len(heads), len(SLOTS), *here.stream.shape)
+        query = into[0][items, :, positions, heads]
+        read[items, 0, :, positions] = torch.einsum("mnh,mdh->mnd", query, weights.q[heads])
+        for slot, weight in ((1, weights.k), (2, weights.v)):
+            read[:, slot] = torch.einsum("mnph,mdh->mnpd", into[slot][items, :, :, groups], weight[groups])
+        found = torch.autograd.grad(
+            here.normed, here.stream, read.flatten(0, 1), retain_graph=True, is_grads_batched=True
+        )[0]
+        return found.to(gradients.dtype).sum(1).unflatten(0, (len(heads), len(SLOTS)))
+
+    def _before_post_norm(
+        self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
+    ) -> Float[Tensor, "item d"]:
+        """Carry gradients at the stream back through the norm behind the attention, where there is one."""
+        post = self._layers[layer].post
+        if post is None:
+            return gradients
+        entering, leaving = post
+        items = torch.arange(len(positions))
+        seed = leaving.new_zeros(len(positions), *leaving.shape)
+        seed[items, :, positions] = self._weight[:, None] * gradients.to(leaving.dtype)[:, None]
+        found = torch.autograd.grad(leaving, entering, seed, retain_graph=True, is_grads_batched=True)[0]
+        return found[items, :, positions].to(gradients.dtype).sum(1)
+
+    # ---- all paths at once
+
+    def totals(self) -> Totals:
+        """Carry the metric's gradient back through all components: every path at once, none enumerated."""
+        everywhere = torch.arange(self.length, device=self.deltas.device)
+        now = torch.zeros_like(self.deltas[0])
+        now[-1] = self.logits()
+        at_heads, at_mlp, stream, mended = [], [], [now], []
+        errors = [self.total - self._effect(now, self.upstream(None))]
+        for layer in reversed(range(self._model.n_layers)):
+            at_mlp.insert(0, now)
+            through_mlp = torch.zeros_like(now)
+            used = everywhere[now.abs().sum(-1) > 0]
+            mlp = Writer(layer)
+            through_mlp[used] = self._mlp_quadrature(layer, used, now[used])
+            mended.insert(0, -self._effect(through_mlp, self.upstream(mlp)))
+            through_mlp[used] = self.mlp(layer, used, now[used])
+            mended[0] += self._effect(through_mlp, self.upstream(mlp))
+            errors.append(
+                self._effect(now, slice(self.row(mlp), self.row(mlp) + 1))
+                - self._effect(through_mlp, self.upstream(mlp))
+            )
+            if not self._layers[layer].parallel:
+                now = now + through_mlp
+            at_heads.insert(0, now)
+            through_heads = self._all_heads(layer, now)
+            first = self.row(Writer(layer, 0))
+            errors.append(
+                self._effect(now, slice(first, first + self._model.n_heads)) - self._effect(through_heads, first)
+            )
+            now = now + through_heads
+            if self._layers[layer].parallel:
+                now = now + through_mlp
+            stream.insert(0, now)
+        return Totals(
+            now, torch.stack(at_heads), torch.stack(at_mlp), torch.stack(stream), tuple(reversed(errors)), tuple(mended)
+        )
+
+    def _all_heads(self, layer: int, gradients: Float[Tensor, "position d"]) -> Float[Tensor, "position d"]:
+        here, weights = self._layers[layer], self._weights[layer]
+        everywhere = torch.arange(self.length, device=gradients.device)
+        gradients = self._before_post_norm(layer, everywhere, gradients)
+        back = torch.einsum("pd,ahd->pah", gradients.to(here.z.dtype), weights.o)
+        into = torch.autograd.grad(here.z, here.qkv, self._weight[:, None, None, None] * back, retain_graph=True)
+        projections = zip(into, (weights.q, weights.k, weights.v), strict=True)
+        read = torch.stack([torch.einsum("npah,adh->npd", part, weight) for part, weight in projections]).sum(0)
+        found = torch.autograd.grad(here.normed, here.stream, read, retain_graph=True)[0]
+        return found.to(gradients.dtype).sum(0)
+
+    def row(self, writer: Writer) -> int:
+        """Return the place of a writer in `writers`."""
+        if writer.layer < 0:
+            return 0
+        heads = self._model.n_heads
+        return 1 + writer.layer * (heads + 1) + (heads if writer.head is None else writer.head)
+
+    def _effect(self, gradients: Float[Tensor, "position d"], writers: int | slice) -> float:
+        chosen = writers if isinstance(writers, slice) else slice(writers)
+        return float((self.deltas[chosen] * gradients).sum())
+
+    # ---- making them
+
+    def _interpolate(self, runs: _Runs) -> None:
+        """Run every block at all nodes of the quadrature: one forward pass, with each block's inputs replaced."""
+        model, kept = self._model, {}
+
+        def replace(value: Tensor, hook: Any, *, name: str) -> Tensor:
+            corrupt, clean = runs.values[name]
+            kept[name] = _between(corrupt, clean, self._alpha).requires_grad_(True)
+            return kept[name]
+
+        def root(value: Tensor, hook: Any, *, name: str) -> Tensor:
+            kept[name] = value.detach().requires_grad_(True)
+            return kept[name]
+
+        def cut(value: Tensor, hook: Any, *, name: str) -> Tensor:
+            kept[name] = value
+            return value.detach()
+
+        def last(value: Tensor, hook: Any) -> Tensor:
+            return value[:, -1:]
+
+        hooks: list[Hook] = []
+
+        def at(name: str, do: Any) -> None:
+            hooks.append((name, partial(do, name=name)))
+
+        for layer in range(model.n_layers):
+            block = f"blocks.{layer}."
+            at(stream_hook(model, layer), replace)
+            at(f"{block}ln1.hook_out", cut)
+            for slot in SLOTS:
+                at(f"{block}attn.hook_{slot}", root)
+            at(f"{block}attn.hook_z", cut)
+            if runs.post_norm[layer]:
+                at(f"{block}ln1_post.hook_in", replace)
+                at(f"{block}ln1_post.hook_out", cut)
+            hooks.append((_mlp_reads(model, layer), lambda value, hook: value.detach()))  # no graph here: see `mlp`
+        final = stream_hook(model, model.n_layers)
+        at(final, replace)
+        hooks.append(("unembed.hook_in", last))
+        tokens = torch.tensor(self.contrast.clean.tokens, device=model.device).expand(self.nodes, -1)
+        with torch.enable_grad():
+            logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
+            said = metric(logits, [self.contrast] * self.nodes)
+        gradient = torch.autograd.grad(said, kept[final], self._weight.to(said.dtype))[0]
+        self._logits = gradient[:, -1].to(_at_least_float(model.dtype)).sum(0)
+        self._layers = []
+        for layer in range(model.n_layers):
+            block = f"blocks.{layer}."
+            norm = f"{block}ln1_post.hook_"
+            q, k, v = (_by_head(kept[f"{block}attn.hook_{slot}"], self._weights[layer].q.shape[2]) for slot in SLOTS)
+            reads = runs.values[_mlp_reads(model, layer)]
+            entering = runs.values[stream_hook(model, layer)]
+            self._layers.append(
+                _Layer(
+                    stream=kept[stream_hook(model, layer)],
+                    normed=kept[f"{block}ln1.hook_out"],
+                    qkv=(q, k, v),
+                    z=_by_head(kept[f"{block}attn.hook_z"], self._weights[layer].o.shape[1]),
+                    post=(kept[f"{norm}in"], kept[f"{norm}out"]) if runs.post_norm[layer] else None,
+                    mlp_read=reads,
+                    parallel=torch.equal(reads, entering),
+                )
+            )
+
+    def _writers(self, runs: _Runs) -> tuple[tuple[Writer, ...], Float[Tensor, "writer position d"]]:
+        model, precision = self._model, _at_least_float(self._model.dtype)
+
+        def delta(name: str) -> Tensor:
+            return (runs.values[name][1] - runs.values[name][0]).to(precision)
+
+        writers, deltas = [Writer(-1)], [delta(stream_hook(model, 0))[None]]
+        for layer in range(model.n_layers):
+            z = _by_head(delta(f"blocks.{layer}.attn.hook_z")[None], self._weights[layer].o.shape[1])[0]
+            heads = torch.einsum("pah,ahd->apd", z, self._weights[layer].o.to(precision))
+            deltas += [self._behind_post_norm(layer, heads), delta(f"blocks.{layer}.hook_mlp_out")[None]]
+            writers += [*(Writer(layer, head) for head in range(model.n_heads)), Writer(layer)]
+        return tuple(writers), torch.cat(deltas)
+
+    def _behind_post_norm(
+        self, layer: int, heads: Float[Tensor, "head position d"]
+    ) -> Float[Tensor, "head position d"]:
+        """Carry what heads write forward through the norm behind the attention, where there is one."""
+        post = self._layers[layer].post
+        if post is None:
+            return heads
+        entering, leaving = post
+        # The derivative of a vector-Jacobian product by its vector is the Jacobian, applied forwards. (Forward-mode
+        # differentiation would do, but it goes through parts of torch that are deprecated.)
+        vector = torch.zeros_like(leaving, requires_grad=True)
+        back = torch.autograd.grad(leaving, entering, vector, create_graph=True)[0]
+        ahead = [
+            torch.autograd.grad(back, vector, head.to(back.dtype).expand_as(back), retain_graph=True)[0]
+            for head in heads
+        ]
+        return torch.einsum("n,anpd->apd", self._weight, torch.stack(ahead)).to(heads.dtype)
+
+    def _check_sum(self, runs: _Runs) -> None:
+        """What the writers add up to is the last stream; else the model cannot be taken apart like this."""
+        whole = (runs.values[stream_hook(self._model, self._model.n_layers)]).to(self.deltas.dtype)
+        whole = whole[1] - whole[0]
+        gap = float((self.deltas.sum(0) - whole).abs().max() / whole.abs().max())
+        # Behind a norm of its own the heads add up as well as the quadrature does, and no better.
+        if not gap <= max(_ROUNDING[self._model.dtype], 0.1 if any(here.post for here in self._layers) else 0):
+            raise MnemoError(
+                f"{self._model.name}: what embedding, heads and MLPs write is off by {gap:.2g} of the last stream, so "
+                "its paths cannot be told apart: use a pre-norm decoder (GPT-2, GPT-NeoX, Llama, Qwen2, Gemma 2, OPT)"
+            )
+
+
+def averaged_multipliers(
+    model: Model, contrast: Contrast, *, tolerance: float = TOLERANCE
+) -> tuple[Multipliers, Totals]:
+    """Make the multipliers of a contrast, with as many nodes as it takes to conserve its effect.
+
+    The number of nodes doubles until the errors of all components, as absolute values so that none hides another,
+    are together at most a share `tolerance` of metric(clean) - metric(corrupt) and what had to be mended a share
+    `MENDED`, or there are `MOST_NODES`.
+
+    Args:
+        model: the model.
+        contrast: the pair of prompts.
+        tolerance: what may be lost, as a share of the whole.
+
+    Raises:
+        MnemoError: prompts of unequal length or equal prompts, a metric that is not finite or does not change, or a
+            model that is not the sum of its parts.
+    """
+    nodes = FIRST_NODES
+    while True:
+        made = Multipliers(model, contrast, nodes=nodes)
+        totals = made.totals()
+        lost, mended = sum(map(abs, totals.errors)), sum(map(abs, totals.mended))
+        if (lost <= tolerance * abs(made.total) and mended <= MENDED * abs(made.total)) or nodes >= MOST_NODES:
+            return made, totals
+        nodes *= 2
+
+
+class _Runs:
+    """The corrupt and the clean run: what stands at every place that a multiplier is made from, in that order."""
+
+    def __init__(self, model: Model, contrast: Contrast) -> None:
+        names = [stream_hook(model, layer) for layer in range(model.n_layers + 1)]
+        self.post_norm = [hasattr(block, "ln1_post") for block in model.bridge.blocks]
+        for layer in range(model.n_layers):
+            block = f"blocks.{layer}."
+            names += [_mlp_reads(model, layer), f"{block}hook_mlp_out", f"{block}attn.hook_z"]
+            names += [f"{block}ln1_post.hook_in"] if self.post_norm[layer] else []
+        self.values: dict[str, Float[Tensor, "run position ..."]] = {}
+
+        def keep(value: Tensor, hook: Any, *, name: str) -> None:
+            self.values[name] = value
+
+        both = torch.tensor([contrast.corrupt.tokens, contrast.clean.tokens], device=model.device)
+        with torch.no_grad():
+            hooks: list[Hook] = [(name, partial(keep, name=name)) for name in dict.fromkeys(names)]
+            logits = model.bridge.run_with_hooks(both, fwd_hooks=hooks)
+            corrupt, clean = metric(logits, [contrast, contrast]).tolist()
+        self.metric, self.predicted = (clean, corrupt), int(logits[1, -1].argmax())
+        name = contrast.fact.fact_id
+        if not (np.isfinite(clean) and np.isfinite(corrupt)):
+            raise MnemoError(f"the metric of {name!r} is not finite: check the model's weights and dtype")
+        if clean == corrupt:
+            raise MnemoError(
+                f"the metric of {name!r} is {clean:.4g} in both prompts, so there is nothing to explain: choose "
+                "another contrast"
+            )
+        self._check_mlps(model)
+
+    def _check_mlps(self, model: Model) -> None:
+        for layer in range(model.n_layers):
+            read, written = (self.values[name] for name in (_mlp_reads(model, layer), f"blocks.{layer}.hook_mlp_out"))
+            with torch.no_grad():
+                again = _mlp(model, layer, read.flatten(0, 1)[:, None]).view_as(written)
+            gap = float((again - written).abs().max() / written.abs().max().clamp(min=1e-30))
+            if not gap <= _ROUNDING[model.dtype]:
+                raise MnemoError(
+                    f"{model.name}: the MLP of block {layer} is not a function of the stream at one position (off by "
+                    f"{gap:.2g}): paths cannot be traced through {model.bridge.cfg.architecture}"
+                )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Projections of a block's heads; grouped-query attention has fewer keys and values than queries."""
+
+    q: Float[Tensor, "head d d_head"]
+    k: Float[Tensor, "group d d_head"]
+    v: Float[Tensor, "group d d_head"]
+    o: Float[Tensor, "head d_head d"]
+
+
+def _weights(model: Model, layer: int) -> _Weights:
+    attention = model.bridge.blocks[layer].attn
+    return _Weights(attention.W_Q, attention.W_K, attention.W_V, attention.W_O)
+
+
+def _mlp_reads(model: Model, layer: int) -> str:
+    """The hook that holds the stream that an MLP reads."""
+    shares_norm = not hasattr(model.bridge.blocks[layer], "ln2")  # GPT-J: one norm for attention and MLP
+    return stream_hook(model, layer) if shares_norm else f"blocks.{layer}.ln2.hook_in"
+
+
+def _mlp(model: Model, layer: int, stream: Float[Tensor, "row 1 d"]) -> Float[Tensor, "row 1 d"]:
+    """Run an MLP with its norms on streams, by the model's own modules without their hooks."""
+    block = model.bridge.blocks[layer]
+    value = (block.ln2 if hasattr(block, "ln2") else block.ln1).original_component(stream)
+    if block.mlp.name is None:  # OPT: no module of its own, its layers stand in the block
+        hidden = getattr(block.mlp, "in").original_component(value)
+        value = block.mlp.out.original_component(block.original_component.activation_fn(hidden))
+    else:
+        value = block.mlp.original_component(value)
+    value = value[0] if isinstance(value, tuple) else value
+    return block.ln2_post.original_component(value) if hasattr(block, "ln2_post") else value
+
+
+def _between(corrupt: Tensor, clean: Tensor, alpha: Float[Tensor, " node"]) -> Float[Tensor, "node ..."]:
+    """Points on the line from corrupt to clean."""
+    return corrupt + alpha.view(-1, *[1] * corrupt.dim()) * (clean - corrupt)
+
+
+def _by_head(value: Tensor, d_head: int) -> Float[Tensor, "node position head d_head"]:
+    return value.unflatten(-1, (-1, d_head)) if value.dim() == 3 else value
+
+
+def _at_least_float(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _pairs(contrast: Contrast) -> zip[tuple[int, int]]:
+    return zip(contrast.clean.tokens, contrast.corrupt.tokens, strict=True)
+
+
+def _check(contrast: Contrast) -> None:
+    clean, corrupt = contrast.clean.tokens, contrast.corrupt.tokens
+    if len(clean) != len(corrupt):
+        raise MnemoError(
+            f"the clean prompt has {len(clean)} tokens and the corrupt one {len(corrupt)}: a contrast needs prompts of "
+            "equal length"
+        )
+    if clean == corrupt:
+        raise MnemoError(f"clean and corrupt prompt are the same, {contrast.clean.text!r}: choose another contrast cue")
