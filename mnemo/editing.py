@@ -1,0 +1,172 @@
+"""Is the second hop of a fact the one that its concept's own prompt uses? Edit the concept and see who follows.
+
+The concepts' answers are changed by training on their own prompts alone, and only the MLPs above the waypoint, where
+models keep such facts (Geva et al. 2021, "Transformer feed-forward layers are key-value memories"; Meng et al. 2022,
+"Locating and editing factual associations in GPT", section 3). A fact recalled through the concept and its own second
+hop then gives the edited answer, though its cue was never shown; a fact with a second hop of its own does not.
+
+Half of the concepts is edited at once, then the other half: each fact is tested once, and is once a control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from mnemo.errors import MnemoError
+from mnemo.interventions import ConceptTable
+from mnemo.patching import batches, next_logprobs
+
+if TYPE_CHECKING:
+    from mnemo.model import Model
+    from mnemo.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """How the MLPs above the waypoint are taught new answers.
+
+    Attributes:
+        steps: Adam steps at the most.
+        learning_rate: of Adam. Larger steps move facts that have nothing to do with the edit.
+        stop_below: mean loss (nats) at which the edit is learned.
+    """
+
+    steps: int = 400
+    learning_rate: float = 3e-4
+    stop_below: float = 0.01
+
+
+def edit_test(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    answers: Int[Tensor, " fact"],
+    concepts: Int[Tensor, " fact"],
+    table: ConceptTable,
+    layer: int,
+    seed: int,
+    keep: Sequence[Prompt] = (),
+    config: EditConfig = EditConfig(),
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Give concepts new answers and ask the facts again.
+
+    Args:
+        model: the model; its weights are as before afterwards, also after an error.
+        prompts: the facts' recall prompts.
+        answers: the facts' answer tokens.
+        concepts: each fact's concept, a row of `table`, -1 for none.
+        table: the concepts, with their prompts and answers.
+        layer: MLPs of the blocks above this many are trained.
+        seed: draws the halves and the new answers.
+        keep: further prompts whose present answers are to be kept, such as other questions about the concepts.
+        config: how to train.
+        progress: show a progress bar.
+
+    Returns:
+        a row for each fact: `edit_follows`, whether it gives its concept's edited answer (NaN without a concept, where
+        the concept itself did not take its new answer, or where that is the fact's own answer anyway), and
+        `edit_control`, whether its answer changed while only other concepts were edited (the mean over both halves for
+        a fact without a concept).
+
+    Raises:
+        MnemoError: fewer than two concepts or answers to exchange, no block above the waypoint, or shared weights.
+    """
+    if len(table) < 2 or len(table.answers.unique()) < 2:
+        raise MnemoError(
+            f"the edit test exchanges answers of concepts, but there are {len(table)} concepts with "
+            f"{len(table.answers.unique())} different answers: give a task with at least two of each"
+        )
+    trained = _mlp_parameters(model, above=layer)
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(len(table))
+    new = torch.from_numpy(_other_answers(table.answers.numpy(), draw))
+    kept = _top(model, keep)
+    follows, changed = torch.full((len(prompts),), torch.nan), torch.full((2, len(prompts)), torch.nan)
+    halves = (order[: len(order) // 2], order[len(order) // 2 :])
+    for i, half in enumerate(tqdm(halves, desc="editing", unit="half", disable=not progress)):
+        edited = torch.zeros(len(table), dtype=torch.bool)
+        edited[torch.from_numpy(half)] = True
+        targets = torch.cat([torch.where(edited, new, table.answers), kept])
+        with _edited(trained):
+            _teach(model, trained, [*table.prompts, *keep], targets, config=config)
+            said, about = _top(model, prompts), _top(model, table.prompts)
+        taken = edited & (about == new)
+        tested = (concepts >= 0) & taken[concepts] & (new[concepts] != answers)
+        beside = (concepts < 0) | ~edited[concepts]
+        follows[tested] = (said == new[concepts])[tested].float()
+        changed[i, beside] = (said != answers)[beside].float()
+    return pd.DataFrame({"edit_follows": follows.numpy(), "edit_control": changed.nanmean(0).numpy()})
+
+
+def _mlp_parameters(model: Model, *, above: int) -> list[nn.Parameter]:
+    if above >= model.n_layers:
+        raise MnemoError(f"the waypoint is after block {above} of {model.n_layers}: no MLP lies above it to be edited")
+    blocks: nn.ModuleList = model.bridge.blocks  # pyright: ignore[reportAssignmentType]
+    found = {id(p): p for block in list(blocks)[above:] for p in block.get_submodule("mlp").parameters()}
+    return list(found.values())
+
+
+def _other_answers(answers: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Return for each concept an answer that is not its own, drawn from those that occur."""
+    letters = np.unique(answers)
+    # A shift of at least one place among all the answers never comes back to the own one.
+    shift = draw.integers(1, len(letters), len(answers))
+    return letters[(np.searchsorted(letters, answers) + shift) % len(letters)]
+
+
+@contextmanager
+def _edited(trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let parameters be trained, and put them back as they were."""
+    before = [p.detach().clone() for p in trained]
+    flags = [p.requires_grad for p in trained]
+    try:
+        for p in trained:
+            p.requires_grad_(True)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, old, flag in zip(trained, before, flags, strict=True):
+                p.copy_(old)
+                p.grad = None
+                p.requires_grad_(flag)
+
+
+def _teach(
+    model: Model,
+    trained: Sequence[nn.Parameter],
+    prompts: Sequence[Prompt],
+    targets: Int[Tensor, " prompt"],
+    *,
+    config: EditConfig,
+) -> None:
+    optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+    for _ in range(config.steps):
+        optimizer.zero_grad()
+        total = 0.0
+        for rows, tokens in batches(model, prompts):
+            logits = model.bridge(tokens)[:, -1].float()
+            loss = F.cross_entropy(logits, targets[rows].to(logits.device), reduction="sum") / len(prompts)
+            loss.backward()
+            total += loss.item()
+        if total < config.stop_below:
+            break
+        optimizer.step()
+
+
+def _top(model: Model, prompts: Sequence[Prompt]) -> Int[Tensor, " prompt"]:
+    top = torch.empty(len(prompts), dtype=torch.long)
+    for rows, said in next_logprobs(model, prompts):
+        top[rows] = said.argmax(-1)
+    return top

@@ -1,0 +1,103 @@
+"""An edit of the concepts moves the facts that go through them, and leaves the model as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+import torch
+
+import mnemo
+from mnemo.editing import EditConfig, _other_answers, edit_test
+from mnemo.errors import MnemoError
+from mnemo.interventions import ConceptTable, ask_concepts
+from mnemo.model import Model
+from mnemo.organisms.compiled import WAYPOINT, compile_organism
+from mnemo.organisms.world import World, WorldConfig, build_world
+from mnemo.prompts import Prompt, render
+from tests.lexicon import PHRASES
+
+FAST = EditConfig(steps=60, learning_rate=1e-2)  # the compiled weights are larger than trained ones
+
+
+@dataclass(frozen=True)
+class Case:
+    world: World
+    model: Model
+    prompts: list[Prompt]
+    answers: torch.Tensor
+    concepts: torch.Tensor
+    table: ConceptTable
+
+    def test(self, **changes) -> pd.DataFrame:
+        given = {
+            "answers": self.answers, "concepts": self.concepts, "table": self.table, "layer": WAYPOINT, "seed": 0,
+            "config": FAST, "progress": False,
+        }  # fmt: skip
+        return edit_test(self.model, self.prompts, **{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    sizes = WorldConfig(seed=1, concepts=12, cues_per_concept=3, decoys=5, idles=5, rotes=3, frees=0)
+    world = build_world(sizes, PHRASES)
+    hf, tokenizer = compile_organism(world)
+    model = mnemo.load(hf, tokenizer=tokenizer)
+    table = ask_concepts(model, sizes.concept_recall, [c.phrase for c in world.concepts])
+    row = {phrase: i for i, phrase in enumerate(table.phrases)}
+    return Case(
+        world,
+        model,
+        [render(sizes.recall, fact.cue, model.tokens) for fact in world.facts],
+        torch.tensor([tokenizer(f" {f.answer}", add_special_tokens=False)["input_ids"][0] for f in world.facts]),
+        torch.tensor([row[f.concept.phrase] if f.concept else -1 for f in world.facts]),
+        table,
+    )
+
+
+def test_only_facts_that_go_through_their_concept_follow_its_edit(case):
+    before = {name: p.clone() for name, p in case.model.bridge.named_parameters()}
+    found = case.test()
+    kinds = pd.Series([fact.kind for fact in case.world.facts])
+    follows = found["edit_follows"].groupby(kinds).agg(["mean", "count"])
+    assert follows.loc["mnemonic", "mean"] == 1 and follows.loc["mnemonic", "count"] >= 8
+    assert follows.loc["idle", "mean"] == 0 and follows.loc["decoy", "mean"] == 0
+    assert found["edit_follows"][kinds == "rote"].isna().all()
+    assert (found["edit_control"] == 0).all()
+    for name, p in case.model.bridge.named_parameters():
+        assert torch.equal(p, before[name]) and p.grad is None and not p.requires_grad, name
+
+
+def test_facts_of_a_concept_that_did_not_take_its_edit_are_not_tested(case):
+    assert case.test(config=EditConfig(steps=1, learning_rate=1e-9))["edit_follows"].isna().all()
+
+
+def test_an_interrupted_edit_leaves_the_weights_as_they_were(case, monkeypatch):
+    before = {name: p.clone() for name, p in case.model.bridge.named_parameters()}
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        case.test()
+    for name, p in case.model.bridge.named_parameters():
+        assert torch.equal(p, before[name]) and p.grad is None and not p.requires_grad, name
+
+
+def test_new_answers_are_others_that_occur():
+    import numpy as np
+
+    answers = np.array([7, 7, 3, 9, 9, 9])
+    for seed in range(20):
+        new = _other_answers(answers, np.random.default_rng(seed))
+        assert (new != answers).all() and set(new) <= set(answers)
+
+
+def test_what_cannot_be_edited_is_refused(case):
+    with pytest.raises(MnemoError, match="no MLP lies above"):
+        case.test(layer=case.model.n_layers)
+    one = ask_concepts(case.model, case.world.config.concept_recall, case.table.phrases[:1])
+    with pytest.raises(MnemoError, match="1 concepts with 1 different answers"):
+        case.test(table=one)
