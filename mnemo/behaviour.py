@@ -1,0 +1,81 @@
+"""What the model says when it is asked, without any intervention: expansions, agreement, entailment.
+
+Behaviour proves no route (an idle fact agrees with its concept and does not go through it), but it groups cues by
+the concept they evoke, it is the baseline that verdicts are compared with, and it tells real concepts from look-alikes:
+a cue that stands for a concept answers other questions as that concept does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mnemo.concepts import write_phrases
+from mnemo.facts import Fact, Task
+from mnemo.interventions import ConceptTable, agrees
+from mnemo.patching import next_logprobs
+from mnemo.prompts import render
+
+if TYPE_CHECKING:
+    from mnemo.model import Model
+
+
+def expand_cues(model: Model, task: Task, facts: Sequence[Fact]) -> list[str | None]:
+    """Return what the model says each cue stands for when it is asked with `verbalise`; None for nothing."""
+    if task.verbalise is None:
+        return [None] * len(facts)
+    with task.blaming("verbalise"):
+        prompts = [render(task.verbalise, fact.cue, model.tokens) for fact in facts]
+    written = write_phrases(model, prompts, max_tokens=task.max_concept_tokens)
+    return [(model.tokens.decode(phrases[0]).strip() or None) if phrases else None for phrases in written]
+
+
+def agreement(answers: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], table: ConceptTable) -> pd.Series:
+    """Return how well a cue's concept, asked by itself, agrees with the fact's answer: 0, or its confidence.
+
+    The baseline without causality: it rejects decoys and rote facts, and is blind to idle ones.
+    """
+    same = agrees(answers, concepts, table)
+    confidence = torch.zeros(len(answers))
+    confidence[same] = table.confidence[concepts[same]]
+    return pd.Series(confidence.numpy(), name="agreement")
+
+
+def entailment(
+    model: Model, task: Task, facts: Sequence[Fact], concepts: Int[Tensor, " fact"], table: ConceptTable
+) -> pd.DataFrame:
+    """Do other questions about the cue get its concept's answers?
+
+    Returns:
+        `entailment`, the share of the task's probes that the cue and its concept answer alike, and
+        `entailment_control`, the same with the other concepts that give the same answer to `concept_recall`, averaged
+        (NaN where there is none): a cue that only shares its answer with a concept does not get above it.
+    """
+    if not task.probes or not len(table):
+        empty = np.full(len(facts), np.nan)
+        return pd.DataFrame({"entailment": empty, "entailment_control": empty})
+    with task.blaming("probes"):
+        cues = _answers(model, task.probes, [fact.cue for fact in facts])
+        about = _answers(model, task.probes, table.phrases)
+    rows = []
+    for i, concept in enumerate(concepts.tolist()):
+        alike = (about == cues[i]).float().mean(1)  # [concept]
+        rivals = (table.answers == table.answers[concept]) & (torch.arange(len(table)) != concept)
+        own = alike[concept].item() if concept >= 0 else np.nan
+        control = alike[rivals].mean().item() if concept >= 0 and rivals.any() else np.nan
+        rows.append((own, control))
+    return pd.DataFrame(rows, columns=["entailment", "entailment_control"])
+
+
+def _answers(model: Model, templates: Sequence[str], fillers: Sequence[str]) -> Int[Tensor, "filler template"]:
+    prompts = [render(template, filler, model.tokens) for filler in fillers for template in templates]
+    top = torch.empty(len(prompts), dtype=torch.long)
+    for rows, said in next_logprobs(model, prompts):
+        top[rows] = said.argmax(-1)
+    return top.view(len(fillers), len(templates))

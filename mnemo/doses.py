@@ -1,0 +1,194 @@
+"""How does a fact's answer change with the dose of each intervention? Curves of one fact, controls among them.
+
+A dose of 0 adds nothing and 1 is the intervention that verdicts rest on. Where a concept is used, the swap gives the
+answer predicted beforehand as the dose comes near 1; a direction that merely breaks the state costs the fact its
+answer and brings no other in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemo.errors import MnemoError
+from mnemo.files import replacing
+from mnemo.interventions import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors, like
+from mnemo.patching import Patch, ask
+from mnemo.prompts import Prompt, answer_token
+
+if TYPE_CHECKING:
+    from mnemo.study import Study
+
+DOSES = tuple(step / 8 for step in range(17))  # 0 to 2
+TARGETS, RANDOM = 6, 6  # other concepts swapped to; random directions
+
+# Curves: what is done to the state at each dose a.
+CURVES = {
+    "swap": "state + a (other concept - own concept)",
+    "prompt swap": "the same, with vectors from the concepts' own prompts",
+    "random swap": "state + a (random direction of the swap's norm); control of the swaps",
+    "same answer": "state + a (other concept with the same answer - own concept); must change nothing",
+    "remove": "state - a (own concept)",
+    "random removal": "state - a (random vector of its norm); control of the removal",
+    "suffice": "mean state + a (own concept); at dose 0 nothing but the rest of the prompt speaks",
+    "other suffices": "mean state + a (another concept); control of the above",
+}
+
+
+def dose_curves(
+    study: Study, fact_id: str, *, doses: Sequence[float] = DOSES, targets: int = TARGETS, seed: int = 0
+) -> pd.DataFrame:
+    """Run every intervention on one fact at its waypoint, at every dose.
+
+    The answer of each swap is predicted beforehand, by asking the model about the other concept.
+
+    Args:
+        study: what `extract` found.
+        fact_id: a fact at which a concept was read.
+        doses: multiples of the vector that is added.
+        targets: other concepts to swap to, at the most.
+        seed: draws them and the random directions.
+
+    Returns:
+        a row for each curve (see `CURVES`), trial and dose: `curve`, `concept` (the one moved to, or the fact's own),
+        `trial`, `dose`, `predicted` (the answer that the swap should give; None where none is predicted), `p_own`
+        (probability of the fact's own answer), `p_predicted` (of the predicted one; NaN where none is), `says` (the
+        model's first choice). Curves that cannot be tried are missing: no other concept to swap to, none with the
+        same answer.
+
+    Raises:
+        MnemoError: the study has no waypoint, or no such fact, or none of its concept; or a dose is not finite.
+    """
+    if not len(doses) or not np.isfinite(doses).all():
+        raise MnemoError(f"doses {list(doses)} given; at least one is needed, and all must be finite numbers")
+    row = study[fact_id]
+    if study.waypoint is None or not isinstance(row["concept"], str):
+        raise MnemoError(f"no concept was read for fact {fact_id!r}, so there is none to move: {_why(study, row)}")
+    curves, prompt, answer, table = _curves(study, row, targets=targets, seed=seed)
+    whole = _Curve.joined(curves)
+    labels = pd.concat([curve.labels(table, study) for curve in curves], ignore_index=True)
+    wanted = torch.stack([torch.full_like(whole.concepts, answer), table.answers[whole.concepts]], 1)
+    found = []
+    for dose in doses:
+        patch = Patch(study.waypoint.site, whole.start + dose * whole.step)
+        said = ask(study.model, [prompt] * len(labels), wanted, patch=patch)
+        own, predicted = said.logprob.exp().unbind(1)
+        found.append(
+            labels.assign(
+                dose=float(dose),
+                p_own=own.numpy(),
+                p_predicted=np.where(labels["predicted"].notna(), predicted.numpy(), np.nan),
+                says=[study.model.tokens.decode([token]).strip() for token in said.top.tolist()],
+            )
+        )
+    return pd.concat(found, ignore_index=True)
+
+
+def write_doses(doses: pd.DataFrame, folder: Path, *, title: str) -> None:
+    """Write doses.csv and doses.png into `folder`.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from mnemo.plot import dose_figure
+
+    with replacing(folder / "doses.csv") as draft:
+        doses.to_csv(draft, index=False)
+    with replacing(folder / "doses.png") as draft:
+        dose_figure(doses, title=title).savefig(draft, dpi=150, format="png")
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Trials of one intervention: states to start from, what to add to each, and the concepts that this is about."""
+
+    name: str
+    start: Float[Tensor, "trial d"]
+    step: Float[Tensor, "trial d"]
+    concepts: Int[Tensor, " trial"]
+    predicts: bool
+
+    @classmethod
+    def joined(cls, curves: Sequence[_Curve]) -> _Curve:
+        start, step, concepts = (
+            torch.cat([getattr(curve, name) for curve in curves]) for name in ("start", "step", "concepts")
+        )
+        return cls("all", start, step, concepts, predicts=False)
+
+    def labels(self, table: ConceptTable, study: Study) -> pd.DataFrame:
+        concepts = self.concepts.tolist()
+        return pd.DataFrame(
+            {
+                "curve": self.name,
+                "concept": [table.phrases[c] for c in concepts],
+                "trial": range(len(concepts)),
+                "predicted": [
+                    study.model.tokens.decode([int(table.answers[c])]).strip() if self.predicts else None
+                    for c in concepts
+                ],
+            }
+        )
+
+
+def _curves(study: Study, row: pd.Series, *, targets: int, seed: int) -> tuple[list[_Curve], Prompt, int, ConceptTable]:
+    """All interventions on one fact; its prompt, the token of its answer and the concepts of the study."""
+    assert study.waypoint is not None and study.task.concept_recall is not None
+    facts = study.table[study.table["recalled"]].reset_index(drop=True)
+    phrases = [phrase if isinstance(phrase, str) else None for phrase in facts["concept"]]
+    table = ask_concepts(study.model, study.task.concept_recall, [phrase for phrase in phrases if phrase])
+    rank = {phrase: i for i, phrase in enumerate(table.phrases)}
+    concepts = torch.tensor([rank.get(phrase or "", -1) for phrase in phrases])
+    tokens = study.model.tokens
+    answers = torch.tensor(
+        [
+            answer_token(study.prompt(fact_id), answer, tokens).id
+            for fact_id, answer in zip(facts["fact_id"], facts["answer"], strict=True)
+        ]
+    )
+    contributes = torch.where(agrees(answers, concepts, table), concepts, -1)
+    vectors = concept_vectors(study.model, table, study.waypoint.states, contributes, site=study.waypoint.site)
+    fact = torch.tensor([facts.index[facts["fact_id"] == row["fact_id"]][0]])
+    if concepts[fact] < 0:
+        raise MnemoError(
+            f"the concept {row['concept']!r} of fact {row['fact_id']!r} cannot be spelled in concept_recall"
+        )
+    own, support = concepts[fact], torch.bincount(contributes[contributes >= 0], minlength=len(table))
+    others = choose_targets(table, support, answers=answers[fact], concepts=own, n_targets=targets, seed=seed)[0]
+    others = others[others >= 0]
+    rivals = (table.answers == table.answers[own]) & (torch.arange(len(table)) != own)
+    rivals = rivals.nonzero()[:targets, 0]
+    draw = torch.Generator().manual_seed(seed)
+    state, vector = vectors.states[fact], vectors.seen_by(fact, own)
+
+    def moved(name: str, start: Tensor, step: Tensor, to: Tensor, *, predicts: bool = False) -> _Curve:
+        return _Curve(name, start.expand(len(step), -1), step, to, predicts)
+
+    def from_own(to: Int[Tensor, " trial"]) -> Float[Tensor, "trial d"]:
+        return vectors.between(fact.expand(len(to)), own.expand(len(to)), to)
+
+    aimed = others.repeat_interleave(-(-RANDOM // max(len(others), 1)))
+    found = [
+        moved("swap", state, from_own(others), others, predicts=True),
+        moved("prompt swap", state, vectors.from_prompts[others] - vectors.from_prompts[own], others, predicts=True),
+        moved("random swap", state, like(from_own(aimed), draw), aimed, predicts=True),
+        moved("same answer", state, from_own(rivals), rivals),
+        moved("remove", state, -vector, own),
+        moved("random removal", state, like(vector.expand(RANDOM, -1), draw), own.expand(RANDOM)),
+        moved("suffice", vectors.mean[None], vector, own),
+        moved("other suffices", vectors.mean[None], vectors.seen_by(fact.expand(len(others)), others), others),
+    ]
+    return [curve for curve in found if len(curve.step)], study.prompt(row["fact_id"]), int(answers[fact]), table
+
+
+def _why(study: Study, row: pd.Series) -> str:
+    if not row["recalled"]:
+        return f"the model answers {row['predicted']!r}, not {row['answer']!r}"
+    return study.notes[0] if study.notes else "nothing was read at the waypoint"

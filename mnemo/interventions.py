@@ -1,0 +1,420 @@
+"""Does the concept do the work? Concept vectors, and the states that test them.
+
+A concept vector is what the states of contexts that evoke a concept have in common beyond the grand mean. The tests
+move a fact's state along such vectors at one site and watch the answer; each has a control of the same size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mnemo.errors import MnemoError
+from mnemo.patching import Answers, Patch, Site, ask, next_logprobs, read_stream, read_stream_at_span
+from mnemo.prompts import Prompt, TemplateError, render
+
+if TYPE_CHECKING:
+    from mnemo.model import Model
+
+RANDOM_PER_TARGET = 2  # random directions beside each swap
+
+
+@dataclass(frozen=True)
+class ConceptTable:
+    """The concepts of a study and what the model says when asked about each.
+
+    Attributes:
+        phrases: their texts.
+        prompts: `concept_recall` about each.
+        answers: the model's own answer token for each: the prediction for a swap, made beforehand.
+        confidence: its probability.
+    """
+
+    phrases: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    answers: Int[Tensor, " concept"]
+    confidence: Float[Tensor, " concept"]
+
+    def __len__(self) -> int:
+        return len(self.phrases)
+
+
+def ask_concepts(model: Model, template: str, phrases: Iterable[str]) -> ConceptTable:
+    """Ask the model about every phrase; phrases that its tokenizer cannot spell are left out.
+
+    Args:
+        model: the model.
+        template: the task's `concept_recall`.
+        phrases: what to ask about; each is asked once.
+
+    Raises:
+        TemplateError: the template itself cannot be used.
+    """
+    prompts: dict[str, Prompt] = {}
+    for phrase in phrases:
+        try:
+            prompts[phrase] = render(template, phrase, model.tokens)
+        except TemplateError:
+            raise
+        except MnemoError:
+            continue
+    answers = torch.empty(len(prompts), dtype=torch.long)
+    confidence = torch.empty(len(prompts))
+    for rows, said in next_logprobs(model, list(prompts.values())):
+        confidence[rows], answers[rows] = said.exp().max(-1)
+    return ConceptTable(tuple(prompts), tuple(prompts.values()), answers, confidence)
+
+
+def agrees(answers: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], table: ConceptTable) -> Bool[Tensor, " fact"]:
+    """Return whether each fact's concept (-1 for none), asked by itself, gives the fact's answer."""
+    result = concepts >= 0
+    result[result.clone()] = table.answers[concepts[result]] == answers[result]
+    return result
+
+
+@dataclass(frozen=True)
+class ConceptVectors:
+    """Concept vectors at one site, each as seen by a fact that must not contribute to it.
+
+    Attributes:
+        site: where.
+        mean: grand mean of the facts' states.
+        sums, counts: per concept, the sum of the centred states of the contexts that evoke it, and their number.
+        from_prompts: per concept, the centred state of its own `concept_recall` prompt at the concept's last token:
+            stands in where no context but the tested fact evokes the concept.
+        contributes: concept that each fact's state is counted under, -1 for none.
+        states: the facts' own states.
+    """
+
+    site: Site
+    mean: Float[Tensor, " d"]
+    sums: Float[Tensor, "concept d"]
+    counts: Int[Tensor, " concept"]
+    from_prompts: Float[Tensor, "concept d"]
+    contributes: Int[Tensor, " fact"]
+    states: Float[Tensor, "fact d"]
+
+    def seen_by(self, facts: Int[Tensor, " row"], concepts: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
+        """Return the vector of each concept with the state of the fact beside it left out."""
+        own = (self.contributes[facts] == concepts).long()
+        count = self.counts[concepts] - own
+        rest = self.sums[concepts] - own[:, None] * (self.states[facts] - self.mean)
+        return torch.where(count[:, None] > 0, rest / count.clamp(min=1)[:, None], self.from_prompts[concepts])
+
+    def first_context(self, concepts: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+        """Return the first fact that each concept's vector is made of, -1 where there is none."""
+        found = (self.contributes[None] == concepts[:, None]).long()
+        return torch.where(found.any(1), found.argmax(1), -1)
+
+    def other_context(self, facts: Int[Tensor, " row"], concepts: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+        """Return a fact other than each, one of at least two others that its concept's vector is made of; else -1.
+
+        (Of a single other one the vector *is* the context, and nothing would change.)
+        """
+        others = (self.contributes[None] == concepts[:, None]) & (torch.arange(len(self.states)) != facts[:, None])
+        return torch.where(others.sum(1) > 1, others.long().argmax(1), -1)
+
+    def without_answer(
+        self, facts: Int[Tensor, " row"], concepts: Int[Tensor, " row"], answers: Int[Tensor, " concept"]
+    ) -> tuple[Float[Tensor, "row d"], Bool[Tensor, " row"]]:
+        """Return each vector without its answer's own direction, and whether there is one to take out.
+
+        The direction is what the vectors of *other* concepts with the same answer have in common: their mean. A vector
+        that stands for the answer alone has nothing left.
+        """
+        vectors = self.seen_by(facts, concepts)
+        means = self.sums / self.counts.clamp(min=1)[:, None]
+        peers = (answers[None] == answers[concepts][:, None]) & (self.counts > 0)
+        peers[torch.arange(len(concepts)), concepts] = False
+        # (The tested fact adds to its own concept alone: no peer of itself nor, with another answer, of a target.)
+        direction = normalize(peers.float() @ means, dim=-1)
+        along = (vectors * direction).sum(-1, keepdim=True)
+        return vectors - along * direction, peers.any(1)
+
+    def between(
+        self, facts: Int[Tensor, " row"], own: Int[Tensor, " row"], other: Int[Tensor, " row"]
+    ) -> Float[Tensor, "row d"]:
+        """Return what takes each fact from its own concept to another.
+
+        Both ends are of one sort: where either has no context but the fact itself, both come from concept prompts,
+        lest what sets cues apart from phrases counts as a difference of concepts.
+        """
+        left = self.counts[own] - (self.contributes[facts] == own).long()
+        alike = ((left > 0) & (self.counts[other] > 0))[:, None]
+        prompts = self.from_prompts[other] - self.from_prompts[own]
+        return torch.where(alike, self.seen_by(facts, other) - self.seen_by(facts, own), prompts)
+
+
+def concept_vectors(
+    model: Model,
+    table: ConceptTable,
+    states: Float[Tensor, "fact d"],
+    contributes: Int[Tensor, " fact"],
+    *,
+    site: Site,
+) -> ConceptVectors:
+    """Collect the vectors of all concepts at a site.
+
+    Args:
+        model: the model.
+        table: the concepts.
+        states: the facts' states at `site` in their recall prompts.
+        contributes: the concept that each fact is a context of, -1 for none.
+        site: where the states were read.
+    """
+    mean = states.mean(0)
+    counted = contributes >= 0
+    sums = torch.zeros(len(table), states.shape[1])
+    sums.index_add_(0, contributes[counted], states[counted] - mean)
+    counts = torch.bincount(contributes[counted], minlength=len(table))
+    prompts = read_stream_at_span(model, table.prompts, layer=site.layer)
+    return ConceptVectors(site, mean, sums, counts, prompts - prompts.mean(0), contributes, states)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Every intervention on some facts at one site, and what the model answered.
+
+    Swaps add (other concept - own concept); their control is a random direction of the same norm. All
+    probabilities are of a single token at the last position.
+
+    Attributes:
+        answers: the facts' own answer tokens.
+        targets: concepts swapped to, -1 where a fact has fewer.
+        predicted: the answer of each target, predicted beforehand.
+        swap_top: what the model answered.
+        swap_probability: probability of the predicted answer.
+        direct_top: what it answers when the swap's change goes straight to the final norm, past all later blocks; -1
+            at positions other than the last, from which nothing goes straight to the answer.
+        random_top: answers under random directions, RANDOM_PER_TARGET for each target.
+        random_probability: probability of the predicted answer under random directions.
+        sufficient: probability of the fact's answer with the mean state plus the concept vector in place of its own.
+        sufficient_control: the same with the vector of its first target: what the rest of the prompt gives away.
+        ablated: probability of the fact's answer without the concept vector.
+        ablated_control: the same without a random vector of that norm.
+        from_prompt_top: answers when the swap's vectors come from the concepts' own prompts.
+        swap_effect: drop of logit(answer) - logit(predicted answer) under the swap.
+        same_concept: probability of the fact's answer when what one other cue of the same concept has of it stands in
+            for what all have: must change nothing. NaN without two other cues.
+        same_answer: probability of the fact's answer when swapped to another concept with that answer: must change
+            nothing. NaN where there is none.
+        without_answer_top: answers when the answers' own directions are taken out of a swap's vectors; -1 where the
+            target's answer has no other concept, or a vector comes from concept prompts.
+        whole_top: answers when the whole state is that of a cue which evokes the target; -1 where no cue does. It
+            overwrites the cue, so it proves nothing.
+        cue_effect: the same drop when the whole prompt is that of another cue, which evokes the target; NaN where no
+            cue does.
+    """
+
+    answers: Int[Tensor, " fact"]
+    targets: Int[Tensor, "fact target"]
+    predicted: Int[Tensor, "fact target"]
+    swap_top: Int[Tensor, "fact target"]
+    swap_probability: Float[Tensor, "fact target"]
+    direct_top: Int[Tensor, "fact target"]
+    random_top: Int[Tensor, "fact target random"]
+    random_probability: Float[Tensor, "fact target random"]
+    sufficient: Float[Tensor, " fact"]
+    sufficient_control: Float[Tensor, " fact"]
+    ablated: Float[Tensor, " fact"]
+    ablated_control: Float[Tensor, " fact"]
+    from_prompt_top: Int[Tensor, "fact target"]
+    swap_effect: Float[Tensor, "fact target"]
+    cue_effect: Float[Tensor, "fact target"]
+    same_concept: Float[Tensor, " fact"]
+    same_answer: Float[Tensor, " fact"]
+    without_answer_top: Int[Tensor, "fact target"]
+    whole_top: Int[Tensor, "fact target"]
+
+    @property
+    def tried(self) -> Bool[Tensor, "fact target"]:
+        """Where a fact has a target."""
+        return self.targets >= 0
+
+
+def run_trials(
+    model: Model,
+    prompts: Sequence[Prompt],
+    answers: Int[Tensor, " fact"],
+    *,
+    facts: Int[Tensor, " fact"],
+    concepts: Int[Tensor, " fact"],
+    targets: Int[Tensor, "fact target"],
+    table: ConceptTable,
+    vectors: ConceptVectors,
+    seed: int,
+) -> Trials:
+    """Swap, replace and remove the concept of each fact.
+
+    Args:
+        model: the model.
+        prompts: recall prompts of all facts in `vectors`.
+        answers: answer tokens of the facts tested.
+        facts: their rows in `vectors`.
+        concepts: the concept that each is thought to stand for.
+        targets: concepts to swap to, -1 for none.
+        table: all concepts.
+        vectors: their vectors at the site.
+        seed: draws the random directions.
+    """
+    n, n_targets = targets.shape
+    draw = torch.Generator().manual_seed(seed)
+    own = vectors.seen_by(facts, concepts)
+    state = vectors.states[facts]
+    row, column = (targets >= 0).nonzero(as_tuple=True)
+    target = targets[row, column]
+    predicted = torch.where(targets >= 0, table.answers[targets], -1)
+    step = vectors.between(facts[row], concepts[row], target)
+
+    def asked(rows: Tensor, wanted: Tensor, patch: Patch | None) -> Answers:
+        return ask(model, [prompts[i] for i in rows.tolist()], wanted, patch=patch)
+
+    def run(rows: Tensor, states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        said = asked(facts[rows], wanted[:, None], Patch(vectors.site, states))
+        return said.top, said.logprob[:, 0].exp()
+
+    def placed(values: Tensor, *, empty: float) -> Tensor:
+        table = torch.full((n, n_targets), empty, dtype=values.dtype)
+        table[row, column] = values
+        return table
+
+    def table_of(top: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
+        return placed(top, empty=-1), placed(probability, empty=torch.nan)
+
+    both = torch.stack([answers[row], table.answers[target]], 1)
+    swapped = asked(facts[row], both, Patch(vectors.site, state[row] + step))
+    swap_top, swap_probability = table_of(swapped.top, swapped.logprob[:, 1].exp())
+    before = asked(facts, torch.cat([answers[:, None], predicted.clamp(min=0)], 1), None).logprob
+    clean = (before[:, :1] - before[:, 1:])[row, column]
+    donor = vectors.first_context(target)
+    other_cue = torch.full_like(clean, torch.nan)
+    other_cue[donor >= 0] = _difference(asked(donor[donor >= 0], both[donor >= 0], None))
+    prompt_step = vectors.from_prompts[target] - vectors.from_prompts[concepts[row]]
+    from_prompt_top, _ = table_of(*run(row, state[row] + prompt_step, table.answers[target]))
+    random = [
+        table_of(*run(row, state[row] + like(step, draw), table.answers[target])) for _ in range(RANDOM_PER_TARGET)
+    ]
+    direct_top = torch.full((n, n_targets), -1)
+    if vectors.site.position == -1:
+        final = read_stream(model, [prompts[i] for i in facts.tolist()], [-1])[:, -1, 0]
+        straight = Patch(Site(model.n_layers, -1), final[row] + step)
+        direct_top[row, column] = asked(facts[row], both, straight).top
+    bare, has_direction = vectors.without_answer(facts[row], target, table.answers)
+    own_bare, _ = vectors.without_answer(facts[row], concepts[row], table.answers)
+    left = vectors.counts[concepts[row]] - (vectors.contributes[facts[row]] == concepts[row]).long()
+    possible = has_direction & (left > 0) & (vectors.counts[target] > 0)
+    without_answer_top = torch.full((n, n_targets), -1)
+    without_answer_top[row[possible], column[possible]], _ = run(
+        row[possible], (state[row] + bare - own_bare)[possible], table.answers[target[possible]]
+    )
+    whole_top = torch.full((n, n_targets), -1)
+    there = donor >= 0
+    whole_top[row[there], column[there]], _ = run(
+        row[there], vectors.states[donor[there]], table.answers[target[there]]
+    )
+    everyone = torch.arange(n)
+    with_target = targets[:, 0] >= 0
+    sufficient_control = torch.full((n,), torch.nan)
+    other = vectors.seen_by(facts[with_target], targets[with_target, 0])
+    sufficient_control[with_target] = run(everyone[with_target], vectors.mean + other, answers[with_target])[1]
+    same_concept, same_answer = torch.full((n,), torch.nan), torch.full((n,), torch.nan)
+    peer = vectors.other_context(facts, concepts)
+    some = peer >= 0
+    stand_in = vectors.states[peer[some]] - vectors.mean - own[some]
+    same_concept[some] = run(everyone[some], state[some] + stand_in, answers[some])[1]
+    rival = _same_answer(table, vectors.counts, answers, concepts, draw)
+    some = rival >= 0
+    step_aside = vectors.between(facts[some], concepts[some], rival[some])
+    same_answer[some] = run(everyone[some], state[some] + step_aside, answers[some])[1]
+    return Trials(
+        answers=answers,
+        targets=targets,
+        predicted=predicted,
+        swap_top=swap_top,
+        swap_probability=swap_probability,
+        direct_top=direct_top,
+        random_top=torch.stack([top for top, _ in random], -1),
+        random_probability=torch.stack([probability for _, probability in random], -1),
+        sufficient=run(everyone, vectors.mean + own, answers)[1],
+        sufficient_control=sufficient_control,
+        ablated=run(everyone, state - own, answers)[1],
+        ablated_control=run(everyone, state - like(own, draw), answers)[1],
+        from_prompt_top=from_prompt_top,
+        swap_effect=placed(clean - _difference(swapped), empty=torch.nan),
+        cue_effect=placed(clean - other_cue, empty=torch.nan),
+        same_concept=same_concept,
+        same_answer=same_answer,
+        without_answer_top=without_answer_top,
+        whole_top=whole_top,
+    )
+
+
+def _same_answer(
+    table: ConceptTable,
+    counts: Int[Tensor, " concept"],
+    answers: Int[Tensor, " fact"],
+    concepts: Int[Tensor, " fact"],
+    draw: torch.Generator,
+) -> Int[Tensor, " fact"]:
+    """Draw another concept with each fact's answer that some cue evokes, -1 where there is none."""
+    possible = (table.answers[None] == answers[:, None]) & (counts > 0)
+    possible[torch.arange(len(concepts)), concepts] = False
+    chosen = torch.where(possible, torch.rand(possible.shape, generator=draw), -1.0).argmax(1)
+    return torch.where(possible.any(1), chosen, -1)
+
+
+def _difference(said: Answers) -> Float[Tensor, " row"]:
+    """First minus second log-probability asked for, which is the difference of their logits."""
+    return said.logprob[:, 0] - said.logprob[:, 1]
+
+
+def like(vectors: Float[Tensor, "row d"], draw: torch.Generator) -> Float[Tensor, "row d"]:
+    """Return random directions, uniform on the sphere, with the norms of `vectors`."""
+    noise = torch.randn(vectors.shape, generator=draw)
+    return noise * (vectors.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
+
+
+def choose_targets(
+    table: ConceptTable,
+    support: Int[Tensor, " concept"],
+    *,
+    answers: Int[Tensor, " fact"],
+    concepts: Int[Tensor, " fact"],
+    n_targets: int,
+    seed: int,
+) -> Int[Tensor, "fact target"]:
+    """Choose other concepts to swap each fact to: another answer than the fact's and, while they last, one each.
+
+    Args:
+        table: all concepts.
+        support: how many cues speak for each concept; only concepts with the most reliable vectors (at least
+            half of the median support of those with any) are swapped to.
+        answers: each fact's answer token.
+        concepts: each fact's own concept.
+        n_targets: how many to choose; -1 fills up where there are not enough.
+        seed: decides the draw.
+    """
+    rng = np.random.default_rng(seed)
+    backed = support[support > 0]
+    least = max(1.0, backed.float().median().item() / 2) if len(backed) else 0.0
+    pool = (support >= least).nonzero()[:, 0].tolist()
+    predicted = table.answers.tolist()
+    chosen = np.full((len(answers), n_targets), -1)
+    for i, (answer, own) in enumerate(zip(answers.tolist(), concepts.tolist(), strict=True)):
+        order = [c for c in map(int, rng.permutation(pool)) if c != own and predicted[c] != answer]
+        met: Counter[int] = Counter()
+        rounds = []  # one concept for every answer first, then a second one, ...
+        for c in order:
+            rounds.append(met[predicted[c]])
+            met[predicted[c]] += 1
+        best = [c for _, c in sorted(zip(rounds, order, strict=True), key=lambda pair: pair[0])][:n_targets]
+        chosen[i, : len(best)] = best
+    return torch.from_numpy(chosen)

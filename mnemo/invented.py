@@ -1,0 +1,150 @@
+"""Mnemonics that nobody planted: which are real, which only look so, and how many there would be by chance.
+
+A concept vector carries its answer with it, so a cue may seem to go through any concept that has its answer. Two things
+tell look-alikes apart. Entailment: a cue that stands for a concept answers other questions as that concept does, and
+not as other concepts with the same answer do (the control). And chance: a concept that a cue evokes has the cue's
+answer now and then by luck, as often as when the answers are shuffled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+from scipy import stats
+
+THROUGH_A_CONCEPT = ("mnemonic", "shared-intermediate")  # verdicts
+# Share of other questions that go as the concept's, above those that go as a same-answer concept's, from which on
+# a cue is said to stand for its concept, and below which it is said not to. Between the two nothing is claimed.
+FOLLOWS, FOLLOWS_NOT = 0.5, 0.25
+SHUFFLES = 1000
+RESAMPLES = 1000
+
+
+def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = None) -> pd.Series:
+    """Say of each fact that is recalled through a concept whether the model invented that mnemonic.
+
+    ``invented``: nobody gave the cue its concept, and other questions about the cue follow the concept.
+    ``look-alike``: they do not follow it more than other concepts with the same answer.
+    ``unsure``: between the two; or the task has no probes, or no other concept has the answer.
+    ``planted``: a concept that was given. None: not recalled through a concept.
+
+    Args:
+        table: verdicts, as in `Study.table`.
+        free: which facts were given no concept; None where nobody planted anything, as in any model in the wild.
+    """
+    through = table["verdict"].isin(THROUGH_A_CONCEPT).to_numpy()
+    above = _numbers(table, "entailment") - _numbers(table, "entailment_control")
+    kind = np.select([above > FOLLOWS, above < FOLLOWS_NOT], ["invented", "look-alike"], "unsure").astype(object)
+    kind[~(np.ones(len(table), bool) if free is None else free)] = "planted"
+    kind[~through] = None
+    return pd.Series(kind, index=table.index, name="invented", dtype=object)
+
+
+def strongest_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the facts marked as invented, unsure or look-alike, in that order, the clearest of each first."""
+    rank = table["invented"].map({"invented": 0, "unsure": 1, "look-alike": 2})
+    above = _numbers(table, "entailment") - _numbers(table, "entailment_control")
+    ranked = table.assign(_rank=rank, _above=above)[rank.notna()]
+    ranked = ranked.sort_values(["_rank", "_above", "score"], ascending=[True, False, False], kind="stable")
+    return ranked.drop(columns=["_rank", "_above"])
+
+
+def count_invented(free: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
+    """Count the mnemonics among facts that were given none, against chance, with 95% intervals.
+
+    Shares are over all of these facts. Intervals are percentile intervals over resamples of whole concepts (facts at
+    which none was read one by one), because facts of one concept stand or fall together.
+
+    Args:
+        free: rows of `Study.table`: recalled facts to which nobody gave a concept.
+        seed: of the shuffles and the resampling.
+
+    Returns:
+        `facts`, their number, and, where concepts were looked for:
+
+        - `matches`, the share whose evoked concept, asked by itself, has the fact's answer; `null`, the same with the
+          answers shuffled among these facts (mean and maximum over `SHUFFLES` shuffles), and its `p_value`;
+        - `verdicts`, the number judged to be recalled through a concept, and `verdicts_share`, `verdicts_null` and
+          `verdicts_p_value`: of those also having the answer of the concept that they evoke;
+        - `kinds`, the number of each mark of `mark_invented`, and `invented_share`, of those marked ``invented``;
+        - `entailment`, how often other questions about a cue get its concept's answers, beside other concepts with
+          the same answer, for matching facts and for the others; `entailment_gap`, the difference over all facts
+          judged to be recalled through a concept.
+    """
+    if free.empty or "evoked_answer" not in free:
+        return {"facts": len(free)}
+    answers, said = (free[column].to_numpy(dtype=object) for column in ("predicted", "evoked_answer"))
+    through = free["verdict"].isin(THROUGH_A_CONCEPT).to_numpy()
+    marks = mark_invented(free)
+    matches = said == answers
+    draw = np.random.default_rng(seed)
+    shuffled = np.array([said == draw.permutation(answers) for _ in range(SHUFFLES)])
+    groups = free["concept"].where(free["concept"].notna(), free["fact_id"]).to_numpy()
+    gap = _numbers(free, "entailment") - _numbers(free, "entailment_control")
+
+    def interval(values: np.ndarray) -> dict[str, float | None]:
+        return _interval(values.astype(float), groups, seed=seed)
+
+    null, null_through = shuffled.mean(1), (shuffled & through).mean(1)
+    return {
+        "facts": len(free),
+        "matches": float(matches.mean()),
+        "matches_interval": interval(matches),
+        "null": _chance(null),
+        "p_value": _p_value(matches.mean(), null),
+        "verdicts": int(through.sum()),
+        "verdicts_share": interval(matches & through),
+        "verdicts_null": _chance(null_through),
+        "verdicts_p_value": _p_value((matches & through).mean(), null_through),
+        "kinds": {kind: int((marks == kind).sum()) for kind in ("invented", "unsure", "look-alike")},
+        "invented_share": interval((marks == "invented").to_numpy()),
+        "entailment": {
+            name: {column: _mean(_numbers(rows, column)) for column in ("entailment", "entailment_control")}
+            for name, rows in (("matching", free[matches]), ("other", free[~matches]))
+        },
+        "entailment_gap": interval(np.where(through, gap, np.nan)),
+    }
+
+
+def _chance(null: Float[np.ndarray, " shuffle"]) -> dict[str, float]:
+    return {"mean": float(null.mean()), "max": float(null.max())}
+
+
+def _p_value(seen: float, null: Float[np.ndarray, " shuffle"]) -> float:
+    """Permutation p-value: the sample itself counts as one of the shuffles (Phipson and Smyth 2010)."""
+    return float((1 + (null >= seen).sum()) / (1 + len(null)))
+
+
+def _interval(values: Float[np.ndarray, " fact"], groups: np.ndarray, *, seed: int) -> dict[str, float | None]:
+    """The mean of the finite values and its interval over resampled groups; None where there is none."""
+    known = np.isfinite(values)
+    if not known.any():
+        return {"value": None, "low": None, "high": None}
+    by_group = pd.Series(values[known]).groupby(groups[known], sort=False)
+    sums, sizes = by_group.sum().to_numpy(), by_group.size().to_numpy()
+    mean = float(sums.sum() / sizes.sum())
+    if len(sums) < 2:  # one group says nothing about others
+        return {"value": mean, "low": None, "high": None}
+    resampled = stats.bootstrap(
+        (sums, sizes),
+        lambda s, n, axis: s.sum(axis) / n.sum(axis),
+        paired=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return {"value": mean, "low": float(resampled.low), "high": float(resampled.high)}
+
+
+def _numbers(table: pd.DataFrame, column: str) -> Float[np.ndarray, " fact"]:
+    if column not in table:
+        return np.full(len(table), np.nan)
+    return table[column].to_numpy(dtype=float, na_value=np.nan)
+
+
+def _mean(values: Float[np.ndarray, " fact"]) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None

@@ -1,0 +1,224 @@
+"""How far may the verdicts be trusted? Scores of an extraction against the truth of an organism."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from mnemo.errors import InputError
+from mnemo.facts import FactSet, Task
+from mnemo.files import write_text
+from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented
+from mnemo.study import Study, extract
+
+NEGATIVES = ("idle", "decoy", "rote")
+KINDS = ("mnemonic", *NEGATIVES, "free")
+SPLITS = ("train", "held", "ood")
+# What facts are ranked by: the score, each signal alone, and the baseline that never intervenes.
+RANKERS = ("score", "agreement", "swap_success", "sufficiency", "ablation_drop")
+RESAMPLES = 1000
+BINS = 10
+
+
+def benchmark(
+    task: Task | str | Path, *, out: str | Path | None = None, **options: Any
+) -> tuple[Study, dict[str, Any]]:
+    """Extract, then score against the task's truth.csv.
+
+    Args:
+        task: a study folder with truth.csv.
+        out: folder for what `extract` writes and for metrics.json.
+        options: passed to `extract`.
+
+    Returns:
+        the study, its planted mnemonics marked as such, and its metrics, as `score` gives them.
+
+    Raises:
+        MnemoError: as `extract` does; or there is no usable truth.csv.
+    """
+    task = task if isinstance(task, Task) else Task.read(task)
+    truth = read_truth(task.folder / "truth.csv", task.load_facts(options.get("facts")))
+    study = extract(task, out=out, **options)
+    metrics = score(study.table, truth, seed=int(options.get("seed", 0)))
+    kind = study.table[["fact_id"]].merge(truth, on="fact_id", how="left")["kind"]
+    study.table["invented"] = mark_invented(study.table, (kind == "free").to_numpy())
+    if out is not None:
+        study.write(out, truth=truth)
+        write_text(Path(out) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return study, metrics
+
+
+def read_truth(path: Path, facts: FactSet) -> pd.DataFrame:
+    """Read truth.csv: `fact_id, kind, concept, split`, a row for each of `facts`, in any order.
+
+    Raises:
+        InputError: no such file, a column missing, an unknown kind, split or fact, or a fact without truth.
+    """
+    if not path.is_file():
+        raise InputError("there is no such file, and without the truth there is nothing to score", file=path)
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"is not a UTF-8 CSV table ({error})", file=path) from error
+    known = {fact.fact_id for fact in facts}
+    seen: set[str] = set()
+    for number, row in enumerate(rows, start=2):
+        for column, allowed in (("fact_id", None), ("kind", KINDS), ("concept", None), ("split", SPLITS)):
+            if row.get(column) is None:
+                raise InputError("no such column, or no value in it", file=path, row=number, column=column)
+            if allowed and row[column] not in allowed:
+                raise InputError(
+                    f"{row[column]!r} is none of {', '.join(allowed)}", file=path, row=number, column=column
+                )
+        if row["fact_id"] in seen:
+            raise InputError(f"{row['fact_id']!r} stands here twice", file=path, row=number, column="fact_id")
+        seen.add(row["fact_id"])
+    if missing := sorted(known - seen):
+        raise InputError(f"{len(missing)} facts have no truth, the first is {missing[0]!r}", file=path)
+    table = pd.DataFrame(rows)[["fact_id", "kind", "concept", "split"]]
+    return table[table["fact_id"].isin(known)].reset_index(drop=True)
+
+
+def with_truth(table: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """Return the verdicts with the truth beside them: `kind`, `split` and `concept_planted`.
+
+    Columns of these names that came with the facts file give way.
+    """
+    truth = truth.rename(columns={"concept": "concept_planted"})
+    return table.drop(columns=["kind", "split", "concept_planted"], errors="ignore").merge(truth, on="fact_id")
+
+
+def score(
+    table: pd.DataFrame, truth: pd.DataFrame, *, seed: int = 0, rankers: Sequence[str] = RANKERS
+) -> dict[str, Any]:
+    """Score verdicts against the truth; facts that the model does not recall are left out and counted.
+
+    Intervals are 95% percentile intervals over resamples of whole concepts (facts without a concept are resampled
+    one by one), because facts of one concept succeed or fail together.
+
+    Args:
+        table: the verdicts, as in `Study.table`.
+        truth: as `read_truth` gives it.
+        seed: of the resampling and of the shuffled null.
+        rankers: columns of `table` to rank facts by; what a column leaves open counts as 0.
+    """
+    merged = with_truth(table, truth)
+    facts = merged[merged["recalled"]].reset_index(drop=True)
+    resamples = _Resamples.of(facts, seed)
+    kind = facts["kind"].to_numpy()
+    called = facts["verdict"].isin(THROUGH_A_CONCEPT).to_numpy()
+    planted = (facts["concept_planted"] != "").to_numpy()
+    exact = (facts["concept"] == facts["concept_planted"]).to_numpy()
+    found = resamples.mean(called, kind == "mnemonic")
+    rejected = resamples.mean(~called, np.isin(kind, NEGATIVES))
+    return {
+        "facts": len(merged),
+        "recalled": {k: _mean(merged.loc[merged["kind"] == k, "recalled"]) for k in KINDS},
+        "auroc": {
+            k: {
+                ranker: _interval(resamples.auroc(_numbers(facts, ranker, missing=0.0), kind == "mnemonic", kind == k))
+                for ranker in rankers
+            }
+            for k in NEGATIVES
+        },
+        "concept_exact": _interval(resamples.mean(exact, planted)),
+        "verdicts": pd.crosstab(facts["kind"], facts["verdict"]).to_dict("index"),
+        "balanced_accuracy": _interval((found + rejected) / 2),
+        "false_positives": {k: _interval(resamples.mean(called, kind == k)) for k in NEGATIVES},
+        "swap": {
+            k: {
+                column: _interval(resamples.mean(_numbers(facts, column), kind == k))
+                for column in ("swap_success", "swap_control")
+            }
+            for k in KINDS
+        },
+        "mediated_fraction": {
+            k: _interval(resamples.mean(_numbers(facts, "mediated_fraction"), kind == k)) for k in KINDS
+        },
+        "calibration_error": _interval(
+            resamples.calibration_error(_numbers(facts, "score", missing=0.0), kind == "mnemonic", kind != "free")
+        ),
+        "invented": invented(facts, seed=seed),
+    }
+
+
+def invented(facts: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
+    """Count the mnemonics that nobody planted among the free facts, as `count_invented` does."""
+    return count_invented(facts[facts["kind"] == "free"], seed=seed)
+
+
+@dataclass(frozen=True)
+class _Resamples:
+    """How often each fact stands in each resample; row 0 is the sample itself, each fact once.
+
+    All measures are written with these weights, so that one product of matrices gives a whole bootstrap.
+    """
+
+    weights: Float[np.ndarray, "resample fact"]
+
+    @classmethod
+    def of(cls, facts: pd.DataFrame, seed: int) -> _Resamples:
+        """Resample whole concepts, and facts without a concept one by one."""
+        if facts.empty:
+            return cls(np.ones((1 + RESAMPLES, 0)))
+        alone = facts["concept_planted"] == ""
+        _, cluster = np.unique(facts["concept_planted"].where(~alone, facts["fact_id"]), return_inverse=True)
+        n = int(cluster.max()) + 1
+        drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+        return cls(np.vstack([np.ones(len(facts)), drawn[:, cluster]]))
+
+    def mean(self, values: np.ndarray, rows: np.ndarray) -> Float[np.ndarray, " resample"]:
+        """Mean of the finite values in some rows."""
+        values = values.astype(float)
+        rows = rows & np.isfinite(values)
+        weights = self.weights[:, rows]
+        return _divide(weights @ values[rows], weights.sum(1))
+
+    def auroc(self, values: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> Float[np.ndarray, " resample"]:
+        """Probability that a positive ranks above a negative, ties counting half (Mann and Whitney 1947)."""
+        distinct, place = np.unique(values, return_inverse=True)
+        one_hot = np.eye(len(distinct))[place]
+        p = self.weights[:, positive] @ one_hot[positive]
+        n = self.weights[:, negative] @ one_hot[negative]
+        below = n.cumsum(1) - n / 2
+        return _divide((p * below).sum(1), p.sum(1) * n.sum(1))
+
+    def calibration_error(
+        self, scores: np.ndarray, truth: np.ndarray, rows: np.ndarray
+    ) -> Float[np.ndarray, " resample"]:
+        """Expected calibration error over BINS equal bins (Naeini et al. 2015)."""
+        one_hot = np.eye(BINS)[np.minimum((scores * BINS).astype(int), BINS - 1)] * rows[:, None]
+        gaps = np.abs(self.weights @ (one_hot * (scores - truth)[:, None])).sum(1)
+        return _divide(gaps, self.weights[:, rows].sum(1))
+
+
+def _divide(above: np.ndarray, below: np.ndarray) -> Float[np.ndarray, " resample"]:
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+
+
+def _interval(values: Float[np.ndarray, " resample"]) -> dict[str, float | None]:
+    """The measure and its 95% interval; what cannot be computed is None (null in JSON)."""
+    known = values[1:][np.isfinite(values[1:])]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    numbers = {"value": values[0], "low": low, "high": high}
+    return {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}
+
+
+def _numbers(facts: pd.DataFrame, column: str, *, missing: float = np.nan) -> Float[np.ndarray, " fact"]:
+    if column not in facts:
+        return np.full(len(facts), missing)
+    return facts[column].to_numpy(dtype=float, na_value=missing)
+
+
+def _mean(values: pd.Series) -> float | None:
+    values = values.dropna()
+    return float(values.astype(float).mean()) if len(values) else None

@@ -1,0 +1,143 @@
+"""From interventions to a verdict: what each fact's trials say, how sure that is, and which tier it is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from mnemo.interventions import Trials
+
+Tier = Literal["mnemonic", "shared-intermediate", "rote", "unsure", "not-recalled"]
+
+# A fact counts as moved by its concept when more than half of the swaps give the answer predicted beforehand, over and
+# above the random directions; as untouched when fewer than a quarter do. Between the two nothing is claimed.
+MOVED, UNTOUCHED = 0.5, 0.25
+FALSE_DISCOVERIES = 0.05
+
+
+def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
+    """Return the evidence of each fact, a row each.
+
+    Columns:
+        swap_success: share of swaps that give the answer predicted beforehand.
+        leakage: share of the successful swaps that also succeed when the change goes straight to the final norm: there
+            the state holds the answer rather than a concept. 0 away from the last position; NaN without a success.
+        swap_control: share of random directions of the same norm that give it.
+        random_flips: share of random directions that change the answer at all.
+        prompt_swap: as `swap_success`, with vectors from the concepts' own prompts.
+        sufficiency: probability of the answer with the mean state plus the concept vector in place of the state.
+        sufficiency_control: the same with another concept's vector.
+        ablation_drop: probability lost when the concept vector is taken away.
+        ablation_control: the same with a random vector of that norm.
+        same_concept: probability of the answer when another cue of the same concept stands in for the concept's
+            vector, and
+        same_answer: when swapped to another concept with the same answer. Both must change nothing; NaN where untried.
+        swap_without_answer: as `swap_success`, with the answers' own directions taken out of the vectors.
+        whole_swap: share of swaps of the whole state, which overwrite the cue, that give the predicted answer.
+        mediated_fraction: share of what another cue does to the logit difference between the fact's answer and the
+            predicted one that swapping the concept alone does at this site: 1 where all goes through the concept, 0
+            where nothing does, between for redundant routes. NaN where no other cue evokes a target.
+        score: the smaller of what swaps do (mean probability of the predicted answers, minus that under random
+            directions) and of what the concept suffices for (sufficiency minus its control). Each alone is fooled by
+            some kind of fact.
+        p_value: Fisher's exact test, one-sided, of swaps against random directions giving the predicted answer.
+
+    Args:
+        trials: the interventions.
+        recall: probability of each fact's answer, untouched.
+    """
+    tried = trials.tried.numpy()
+    hits = ((trials.swap_top == trials.predicted) & trials.tried).numpy()
+    random_hits = ((trials.random_top == trials.predicted[..., None]) & trials.tried[..., None]).numpy()
+    direct = (trials.direct_top == trials.predicted).numpy()
+    from_prompt = ((trials.from_prompt_top == trials.predicted) & trials.tried).numpy()
+    n, n_random = tried.sum(1), tried.sum(1) * random_hits.shape[2]
+
+    def share(count: np.ndarray, of: np.ndarray) -> np.ndarray:
+        return np.where(of > 0, count / np.maximum(of, 1), np.nan)
+
+    def mean(probability: Tensor) -> np.ndarray:
+        values = probability.flatten(1).numpy()
+        known = np.isfinite(values)
+        return share(np.where(known, values, 0).sum(1), known.sum(1))
+
+    bare, whole = trials.without_answer_top.numpy(), trials.whole_top.numpy()
+    predicted = trials.predicted.numpy()
+    swapped = mean(trials.swap_probability) - mean(trials.random_probability)
+    sufficiency, given_away = trials.sufficient.numpy(), trials.sufficient_control.numpy()
+    random_tops = np.where(tried[..., None], trials.random_top.numpy(), -1)
+    return pd.DataFrame(
+        {
+            "swap_success": share(hits.sum(1), n),
+            "leakage": share((hits & direct).sum(1), hits.sum(1)),
+            "swap_control": share(random_hits.sum((1, 2)), n_random),
+            "random_flips": share(_flips(random_tops, trials).sum((1, 2)), n_random),
+            "prompt_swap": share(from_prompt.sum(1), n),
+            "sufficiency": sufficiency,
+            "sufficiency_control": given_away,
+            "ablation_drop": (recall - trials.ablated).numpy(),
+            "ablation_control": (recall - trials.ablated_control).numpy(),
+            "same_concept": trials.same_concept.numpy(),
+            "same_answer": trials.same_answer.numpy(),
+            "swap_without_answer": share(((bare == predicted) & (bare >= 0)).sum(1), (bare >= 0).sum(1)),
+            "whole_swap": share(((whole == predicted) & (whole >= 0)).sum(1), (whole >= 0).sum(1)),
+            "mediated_fraction": _mediated(trials),
+            "score": np.clip(np.fmin(swapped, sufficiency - given_away), 0, 1) * (n > 0),
+            "p_value": _fisher(hits.sum(1), n, random_hits.sum((1, 2)), n_random),
+        }
+    )
+
+
+def _mediated(trials: Trials) -> np.ndarray:
+    """Ratio of sums over the targets, so that a target whose cue changes little does not blow the share up."""
+    known = trials.cue_effect.isfinite()
+    swap, cue = ((effect.nan_to_num() * known).sum(1) for effect in (trials.swap_effect, trials.cue_effect))
+    return torch.where(known.any(1) & (cue > 0), swap / cue, torch.nan).numpy()
+
+
+def _flips(random_tops: np.ndarray, trials: Trials) -> np.ndarray:
+    return (random_tops != trials.answers.numpy()[:, None, None]) & (random_tops >= 0)
+
+
+def _fisher(hits: np.ndarray, n: np.ndarray, control_hits: np.ndarray, n_control: np.ndarray) -> np.ndarray:
+    """P(at least so many hits among the swaps | hits fall on swaps and controls alike): hypergeometric tail."""
+    return stats.hypergeom.sf(hits - 1, n + n_control, hits + control_hits, n)
+
+
+def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
+    """Return the evidence with a `q_value` (Benjamini and Hochberg 1995, over all facts judged) and a `verdict`.
+
+    mnemonic: swaps move the answer as predicted, the concept suffices for it, and vectors from the concept's own
+    prompts move it too (the second hop is the one that the concept's prompt uses); shared-intermediate: all but
+    the last; rote: moving the concept moves nothing; unsure: anything between. A fact that loses its answer when
+    swapped to another concept that has it is unsure too: what moves it is no concept.
+
+    The other controls are evidence to look at and decide nothing. In a trained organism, `swap_without_answer` halves
+    for planted mnemonics (the second hop reads what concepts with one answer have in common), `same_concept` fails for
+    one in a hundred of them and for no negative, and `whole_swap` moves what it should not.
+
+    Args:
+        evidence: as `weigh` gives it.
+        swaps_work: whether swaps at this site were seen to move any facts. Without this positive control a swap that
+            moves nothing may be one with a useless vector, and no fact is called rote.
+    """
+    judged = evidence.copy()
+    known = judged["p_value"].notna()
+    judged["q_value"] = np.nan
+    if known.any():
+        judged.loc[known, "q_value"] = stats.false_discovery_control(judged.loc[known, "p_value"])
+    moved = (judged["swap_success"] - judged["swap_control"] > MOVED) & (judged["q_value"] < FALSE_DISCOVERIES)
+    steady = ~(judged["same_answer"] < MOVED)  # also where no other concept has the answer
+    carried = moved & steady & (judged["sufficiency"] - judged["sufficiency_control"] > MOVED)
+    same_hop = judged["prompt_swap"] > MOVED
+    untouched = (judged["swap_success"] < UNTOUCHED) & swaps_work
+    judged["verdict"] = np.select(
+        [carried & same_hop, carried, untouched], ["mnemonic", "shared-intermediate", "rote"], "unsure"
+    )
+    return judged

@@ -1,0 +1,99 @@
+"""Concept vectors, controls and targets against values worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mnemo.interventions import ConceptTable, ConceptVectors, agrees, choose_targets, like
+from mnemo.patching import Site
+
+
+def table(answers) -> ConceptTable:
+    n = len(answers)
+    return ConceptTable(tuple(f"concept {i}" for i in range(n)), (), torch.tensor(answers), torch.ones(n))
+
+
+def vectors() -> ConceptVectors:
+    """Facts 0 and 1 evoke concept 0, fact 2 alone evokes concept 1, fact 3 none."""
+    states = torch.tensor([[3.0, 0.0], [5.0, 0.0], [0.0, 8.0], [0.0, 0.0]])
+    mean = states.mean(0)  # [2, 2]
+    contributes = torch.tensor([0, 0, 1, -1])
+    sums = torch.stack([(states[:2] - mean).sum(0), states[2] - mean])
+    from_prompts = torch.tensor([[70.0, 0.0], [0.0, 70.0]])
+    return ConceptVectors(Site(1, -1), mean, sums, torch.tensor([2, 1]), from_prompts, contributes, states)
+
+
+def test_a_vector_leaves_the_tested_fact_out():
+    seen = vectors().seen_by(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 0]))
+    torch.testing.assert_close(seen, torch.tensor([[3.0, -2.0], [1.0, -2.0], [2.0, -2.0]]))
+
+
+def test_a_concept_with_no_other_cue_takes_the_vector_of_its_own_prompt():
+    seen = vectors().seen_by(torch.tensor([2, 0]), torch.tensor([1, 1]))
+    torch.testing.assert_close(seen, torch.tensor([[0.0, 70.0], [-2.0, 6.0]]))
+
+
+def test_a_swap_never_mixes_vectors_of_cues_with_vectors_of_prompts():
+    # fact 0 leaves fact 1 for its own concept; fact 2 is the only context of concept 1
+    step = vectors().between(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([1, 0]))
+    torch.testing.assert_close(step, torch.tensor([[-5.0, 8.0], [70.0, -70.0]]))
+
+
+def test_controls_have_the_norm_of_what_they_control_for_and_no_direction():
+    given = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 401)[:, None]
+    control = like(given, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(control.norm(dim=-1), given.norm(dim=-1))
+    cosine = torch.nn.functional.cosine_similarity(given, control)
+    assert abs(cosine.mean()) < 0.02 and cosine.std() == pytest.approx(64**-0.5, rel=0.15)
+
+
+def test_agreement_is_about_the_concepts_own_answer():
+    found = agrees(torch.tensor([7, 7, 7]), torch.tensor([0, 1, -1]), table([7, 8]))
+    assert found.tolist() == [True, False, False]
+
+
+def test_targets_are_other_concepts_with_other_answers_and_answers_are_spread():
+    concepts = table([1, 1, 2, 2, 3, 4])
+    chosen = choose_targets(
+        concepts,
+        torch.tensor([3, 3, 3, 3, 3, 0]),
+        answers=torch.tensor([1, 2]),
+        concepts=torch.tensor([0, 2]),
+        n_targets=3,
+        seed=0,
+    )
+    first, second = ({int(concepts.answers[c]) for c in row if c >= 0} for row in chosen)
+    assert first == {2, 3}  # never its own answer; concept 5 has no cue to speak for it
+    assert second == {1, 3}
+    assert concepts.answers[chosen[0, :2]].tolist() in ([2, 3], [3, 2])  # one of each answer before a second of one
+
+
+def test_too_few_targets_are_filled_with_none():
+    chosen = choose_targets(
+        table([1, 2]), torch.tensor([1, 1]), answers=torch.tensor([1]), concepts=torch.tensor([0]), n_targets=4, seed=0
+    )
+    assert chosen.tolist() == [[1, -1, -1, -1]]
+
+
+def test_the_stand_in_is_one_of_several_other_contexts():
+    states = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    contributes = torch.tensor([0, 0, 0, 1])
+    v = ConceptVectors(Site(1, -1), torch.zeros(1), torch.tensor([[6.0], [4.0]]), torch.tensor([3, 1]),
+                       torch.zeros(2, 1), contributes, states)  # fmt: skip
+    found = v.other_context(torch.tensor([0, 1, 3, 3]), torch.tensor([0, 0, 1, 0]))
+    assert found.tolist() == [1, 0, -1, 0]
+
+
+def test_the_answers_direction_is_what_other_concepts_with_it_have_in_common():
+    """Concepts 0, 1 and 2 share an answer; 3 has one of its own. Fact 4 evokes none."""
+    sums = torch.tensor([[2.0, 5.0, 0.0], [4.0, 0.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 7.0]])
+    contributes = torch.tensor([0, 1, 2, 3, -1])
+    v = ConceptVectors(Site(1, -1), torch.zeros(3), sums, torch.ones(4, dtype=torch.long), torch.zeros(4, 3),
+                       contributes, torch.zeros(5, 3))  # fmt: skip
+    bare, known = v.without_answer(torch.full((3,), 4), torch.tensor([0, 1, 3]), torch.tensor([8, 8, 8, 9]))
+    assert known.tolist() == [True, True, False]
+    torch.testing.assert_close(bare[0], torch.tensor([0.0, 5.0, 0.0]))
+    direction = torch.tensor([6.0, 5.0, 0.0]) / 61**0.5  # of concepts 0 and 2
+    torch.testing.assert_close(bare[1], sums[1] - (sums[1] @ direction) * direction)
+    torch.testing.assert_close(bare[2], sums[3])

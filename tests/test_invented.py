@@ -1,0 +1,98 @@
+"""Real inventions, look-alikes and chance, on tables whose counts are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnemo.invented import count_invented, mark_invented, strongest_first
+
+
+def facts(**columns) -> pd.DataFrame:
+    n = max(len(values) for values in columns.values() if isinstance(values, list))
+    table = {
+        "fact_id": [f"f{i}" for i in range(n)],
+        "verdict": "mnemonic",
+        "score": 1.0,
+        "concept": None,
+        "predicted": "A",
+        "evoked_answer": "A",
+        "entailment": 1.0,
+        "entailment_control": 0.0,
+    }
+    return pd.DataFrame({**table, **columns}, index=range(n))
+
+
+def test_look_alikes_are_told_apart_by_what_other_questions_say():
+    table = facts(
+        verdict=["mnemonic", "shared-intermediate", "mnemonic", "mnemonic", "mnemonic", "rote", "unsure"],
+        entailment=[1.0, 0.75, 0.5, 0.6, 1.0, 1.0, 1.0],
+        entailment_control=[0.1, 0.25 - 0.01, 0.5, 0.2, np.nan, 0.0, 0.0],
+    )
+    expected = ["invented", "invented", "look-alike", "unsure", "unsure", None, None]
+    assert list(mark_invented(table)) == expected
+    free = np.array([False, True, True, True, True, True, True])
+    assert list(mark_invented(table, free)) == ["planted", *expected[1:]]
+    assert list(mark_invented(table, np.zeros(7, bool))) == ["planted"] * 5 + [None] * 2
+
+
+def test_without_probes_nothing_is_called_invented():
+    table = facts(verdict=["mnemonic", "rote"]).drop(columns=["entailment", "entailment_control"])
+    assert list(mark_invented(table)) == ["unsure", None]
+
+
+def test_the_clearest_inventions_come_first_and_planted_ones_not_at_all():
+    table = facts(
+        invented=["look-alike", "planted", "invented", None, "unsure", "invented"],
+        entailment=[0.1, 1.0, 0.7, 0.0, 0.4, 0.9],
+    )
+    assert list(strongest_first(table)["fact_id"]) == ["f5", "f2", "f4", "f0"]
+    assert list(strongest_first(table).columns) == list(table.columns)
+
+
+def test_matches_are_counted_against_shuffled_answers():
+    letters = list("ABCDE") * 4
+    found = count_invented(
+        facts(
+            predicted=letters,
+            evoked_answer=letters,
+            verdict=["mnemonic"] * 8 + ["rote"] * 12,
+            entailment=[0.75] * 20,
+            entailment_control=[0.0] * 4 + [0.7] * 16,
+        )
+    )
+    assert found["matches"] == 1 and found["verdicts"] == 8
+    assert found["null"]["mean"] == pytest.approx(0.2, abs=0.03)  # each letter is a fifth of the answers
+    assert found["verdicts_share"]["value"] == pytest.approx(8 / 20)
+    assert found["verdicts_null"]["mean"] == pytest.approx(0.2 * 8 / 20, abs=0.02)
+    assert found["p_value"] == found["verdicts_p_value"] == pytest.approx(1 / 1001)
+    assert found["kinds"] == {"invented": 4, "unsure": 0, "look-alike": 4}
+    assert found["invented_share"]["value"] == pytest.approx(4 / 20)
+    assert found["entailment_gap"]["value"] == pytest.approx((4 * 0.75 + 4 * 0.05) / 8)
+    assert found["entailment"]["matching"]["entailment"] == 0.75
+    assert found["entailment"]["other"]["entailment"] is None
+
+
+def test_concepts_by_chance_are_not_significant():
+    draw = np.random.default_rng(1)
+    found = count_invented(facts(predicted=list(draw.choice(list("ABCD"), 200)), evoked_answer=["A"] * 200))
+    assert found["p_value"] == 1  # one concept for all: shuffling changes nothing
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=30), st.integers(0, 5))
+def test_intervals_hold_their_value_and_are_wider_for_whole_concepts(matching, seed):
+    n = len(matching)
+    said = ["A" if match else "B" for match in matching]
+    alone = count_invented(facts(evoked_answer=said), seed=seed)["matches_interval"]
+    assert alone["low"] <= alone["value"] <= alone["high"]
+    assert alone["value"] == pytest.approx(sum(matching) / n)
+    halves = count_invented(facts(evoked_answer=["A"] * n + ["B"] * n, concept=["one"] * n + ["two"] * n), seed=seed)
+    assert (halves["matches_interval"]["low"], halves["matches_interval"]["high"]) == (0, 1)
+
+
+def test_what_was_not_looked_for_is_not_counted():
+    assert count_invented(facts(verdict=["rote"])[:0]) == {"facts": 0}
+    assert count_invented(facts(verdict=["unsure"]).drop(columns="evoked_answer")) == {"facts": 1}

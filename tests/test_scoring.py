@@ -1,0 +1,120 @@
+"""Scores against truth: known answers, and intervals that know about concepts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnemo.errors import InputError
+from mnemo.facts import Fact, FactSet
+from mnemo.scoring import _Resamples, read_truth, score
+
+FACTS = FactSet(facts=tuple(Fact(fact_id=f"f{i}", cue=f"c{i}", answer="T") for i in range(2)))
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.lists(st.integers(0, 5), min_size=1, max_size=20))
+def test_auroc_counts_pairs(positive, negative):
+    values = np.array([*positive, *negative], float)
+    is_positive = np.arange(len(values)) < len(positive)
+    found = _Resamples(np.ones((1, len(values)))).auroc(values, is_positive, ~is_positive)[0]
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    assert found == pytest.approx(np.mean(pairs))
+
+
+def test_weights_count_as_copies_do():
+    values, positive = np.array([0.1, 0.5, 0.5, 0.9]), np.array([False, True, False, True])
+    weights = np.array([2.0, 1.0, 3.0, 2.0])
+    once = _Resamples(weights[None])
+    copies = np.repeat(np.arange(4), weights.astype(int))
+    many = _Resamples(np.ones((1, len(copies))))
+    everyone = np.ones(4, bool)
+    for weighted, copied in (
+        (once.auroc(values, positive, ~positive), many.auroc(values[copies], positive[copies], ~positive[copies])),
+        (once.mean(values, positive), many.mean(values[copies], positive[copies])),
+        (
+            once.calibration_error(values, positive, everyone),
+            many.calibration_error(values[copies], positive[copies], everyone[copies]),
+        ),
+    ):
+        assert weighted[0] == pytest.approx(copied[0])
+
+
+def verdicts(rows):
+    """Rows (kind, score, verdict, concept planted)."""
+    table = pd.DataFrame(
+        {
+            "fact_id": [f"f{i}" for i in range(len(rows))],
+            "recalled": True,
+            "score": [r[1] for r in rows],
+            "verdict": [r[2] for r in rows],
+            "concept": [r[3] for r in rows],
+            "agreement": 1.0,
+            "swap_success": [r[1] for r in rows],
+            "swap_control": 0.0,
+            "sufficiency": 1.0,
+            "ablation_drop": 0.0,
+        }
+    )
+    truth = pd.DataFrame(
+        {"fact_id": table["fact_id"], "kind": [r[0] for r in rows], "concept": [r[3] for r in rows], "split": "train"}
+    )
+    return table, truth
+
+
+PERFECT = [("mnemonic", 0.95, "mnemonic", f"concept {i // 2}") for i in range(10)] + [
+    (kind, 0.05, "rote", f"concept {i}" if kind != "rote" else "")
+    for kind in ("idle", "decoy", "rote")
+    for i in range(5)
+]
+
+
+def test_perfect_verdicts_score_perfectly_and_an_uninformative_ranker_does_not():
+    metrics = score(*verdicts(PERFECT))
+    for kind in ("idle", "decoy", "rote"):
+        assert metrics["auroc"][kind]["score"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+        assert metrics["auroc"][kind]["agreement"]["value"] == 0.5
+        assert metrics["false_positives"][kind]["value"] == 0
+    assert metrics["balanced_accuracy"]["value"] == 1
+    assert metrics["concept_exact"]["value"] == 1
+    assert metrics["calibration_error"]["value"] == pytest.approx(0.05)
+
+
+def test_intervals_are_wider_when_facts_of_one_concept_stand_or_fall_together():
+    def width(concepts):
+        rows = [("mnemonic", 0.9, "mnemonic" if c % 2 else "rote", f"concept {c}") for c in concepts]
+        rows += [("rote", 0.1, "rote", "")] * 40
+        entry = score(*verdicts(rows))["balanced_accuracy"]
+        return entry["high"] - entry["low"]
+
+    assert width([i // 10 for i in range(40)]) > 1.5 * width(range(40))
+
+
+def test_facts_that_are_not_recalled_are_left_out_and_counted():
+    table, truth = verdicts(PERFECT)
+    table.loc[0, ["recalled", "score", "verdict"]] = [False, 0.0, "not-recalled"]
+    metrics = score(table, truth)
+    assert metrics["auroc"]["idle"]["score"]["value"] == 1
+    assert metrics["recalled"]["mnemonic"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fact_id,kind,concept\nf0,rote,\nf1,rote,\n", "column 'split'"),
+        ("fact_id,kind,concept,split\nf0,rota,,train\n", "'rota' is none of"),
+        ("fact_id,kind,concept,split\nf0,rote,,train\n", "1 facts have no truth, the first is 'f1'"),
+        ("fact_id,kind,concept,split\nf0,rote,,train\nf0,rote,,train\n", "twice"),
+    ],
+)
+def test_unusable_truth_is_refused_with_its_place(tmp_path, text, message):
+    (tmp_path / "truth.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_truth(tmp_path / "truth.csv", FACTS)
+
+
+def test_no_truth_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_truth(tmp_path / "truth.csv", FACTS)

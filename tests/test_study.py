@@ -1,0 +1,307 @@
+"""The whole road from a study folder to verdicts, on an organism whose routes were built by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import mnemo.study
+from mnemo import plot
+from mnemo.errors import InputError, MnemoError
+from mnemo.facts import Fact, FactSet, Task
+from mnemo.model import load
+from mnemo.organisms.compiled import WAYPOINT, compile_organism
+from mnemo.organisms.folder import write_folder
+from mnemo.organisms.world import World, WorldConfig, build_world
+from mnemo.patching import Site
+from mnemo.scoring import benchmark
+from mnemo.study import COLUMNS, Study, extract
+from mnemo.tracing import trace
+from tests.lexicon import PHRASES
+
+CONFIG = WorldConfig(seed=3, concepts=12, cues_per_concept=4, decoys=6, idles=6, rotes=10, frees=0)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return build_world(CONFIG, PHRASES)
+
+
+@pytest.fixture(scope="module")
+def folder(world, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("compiled")
+    write_folder(path, world, *compile_organism(world), name="compiled")
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(folder) -> Study:
+    return extract(folder, progress=False)
+
+
+def test_every_verdict_and_every_concept_is_the_one_that_was_built(study, world):
+    for fact in world.facts:
+        row = study[fact.fact_id]
+        assert row["recalled"]
+        assert row["verdict"] == ("mnemonic" if fact.kind == "mnemonic" else "rote"), (fact, dict(row))
+        if fact.concept:
+            assert row["concept"] == fact.concept.phrase == row["evoked"]
+        else:
+            assert pd.isna(row["evoked"])  # asked what a rote code stands for, this organism says nothing
+
+
+def test_the_waypoint_is_where_it_was_built(study, world):
+    cue_last = -2 if not world.config.cue_first else -3
+    assert study.waypoint is not None
+    assert study.waypoint.site == Site(WAYPOINT, cue_last)
+    assert study.waypoint.candidates["chosen"].sum() == 1
+    row = study.table.iloc[0]
+    assert row["position"] == len(study.prompt(row["fact_id"])) + cue_last
+
+
+def test_effects_stand_apart_from_their_controls(study, world):
+    kind = {fact.fact_id: fact.kind for fact in world.facts}
+    table = study.table.assign(kind=study.table["fact_id"].map(kind)).groupby("kind")
+    assert table["swap_success"].mean()["mnemonic"] > 0.95
+    assert table["swap_control"].max()["mnemonic"] < 0.2
+    assert table["swap_success"].max()[["idle", "decoy", "rote"]].max() < 0.2
+    assert table["mediated_fraction"].mean()["mnemonic"] == pytest.approx(1, abs=0.02)
+    assert table["mediated_fraction"].mean()[["idle", "decoy"]].abs().max() < 0.02
+    assert table["sufficiency"].mean()["idle"] > 0.9  # what fools sufficiency alone
+    assert table["agreement"].mean()["idle"] > 0.9  # ... and behaviour
+
+
+def test_the_truth_is_never_opened(folder, study, tmp_path):
+    blind = tmp_path / "blind"
+    blind.mkdir()
+    for file in folder.iterdir():
+        if file.name != "truth.csv":
+            (blind / file.name).symlink_to(file)
+    again = extract(blind, progress=False)
+    drop = ["seconds"]
+    pd.testing.assert_frame_equal(again.table.drop(columns=drop), study.table.drop(columns=drop))
+
+
+def test_files_hold_what_the_study_says(study, tmp_path):
+    study.write(tmp_path)
+    csv = pd.read_csv(tmp_path / "verdicts.csv", dtype={"answer": str}, keep_default_na=False)
+    parquet = pd.read_parquet(tmp_path / "verdicts.parquet")
+    assert list(csv.columns[: len(COLUMNS)]) == list(COLUMNS) == list(parquet.columns[: len(COLUMNS)])
+    assert list(csv["fact_id"]) == list(study.table["fact_id"]) == list(parquet["fact_id"])
+    assert list(csv["top_path"]) == list(study.table["top_path"])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["model"] == study.model.fingerprint and record["seed"] == 0
+    written = ["figures", "report.html", "report.md", "run.json", "sites.csv", "verdicts.csv", "verdicts.parquet"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == written
+
+
+def test_the_top_path_is_the_first_of_the_fact_s_trace(study, world):
+    assert study.table["top_path"].notna().all() and study.table["top_path_share"].between(0.001, 1.01).all()
+    for kind in ("mnemonic", "rote"):
+        row = study[next(f.fact_id for f in world.facts if f.kind == kind)]
+        first, second = trace(study.model, study.contrasts[row["fact_id"]], top=2).paths
+        assert row["top_path"] in (first.text, second.text if second.value > 0.99 * first.value else None)
+        assert row["top_path_share"] == pytest.approx(first.share, rel=0.02)
+
+
+def test_where_paths_are_few_the_clearest_facts_have_them_and_a_fault_costs_one_fact(folder, monkeypatch):
+    monkeypatch.setattr(mnemo.study, "QUICK", mnemo.study.Effort(targets=4, sites=4, sample=64, paths=5))
+    real, calls = mnemo.study.top_path, []
+
+    def second_fails(model, contrast):
+        calls.append(contrast.fact.fact_id)
+        if len(calls) == 2:
+            raise MnemoError("nothing flows")
+        return real(model, contrast)
+
+    monkeypatch.setattr(mnemo.study, "top_path", second_fails)
+    found = extract(folder, quick=True, progress=False)
+    table = found.table.set_index("fact_id")
+    assert len(calls) == 5 and table["top_path"].notna().sum() == 4 and pd.isna(table.loc[calls[1], "top_path"])
+    assert set(table.loc[calls, "verdict"]) == {"mnemonic"}
+    assert any("traced for 5 facts" in note for note in found.notes)
+    assert any("1 facts have no top_path" in note and "nothing flows" in note for note in found.notes)
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, study, tmp_path, monkeypatch):
+    monkeypatch.setattr(mnemo.study, "FACTS_PER_CHUNK", 16)
+    whole = extract(folder, progress=False)
+    real, calls = mnemo.study.run_trials, []
+
+    def third_time_interrupted(*args, **kwargs):
+        calls.append(kwargs["facts"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(mnemo.study, "run_trials", third_time_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(folder, out=tmp_path, progress=False)
+    assert not (tmp_path / "verdicts.csv").exists()
+    resumed = extract(folder, out=tmp_path, resume=True, progress=False)
+    n_chunks = -(-len(whole.table) // 16)
+    assert len(calls) == 3 + n_chunks - 2  # the two finished chunks were not made again
+    pd.testing.assert_frame_equal(resumed.table.drop(columns="seconds"), whole.table.drop(columns="seconds"))
+    assert not (tmp_path / ".mnemo-parts").exists()
+
+
+def test_benchmark_scores_against_the_truth(folder, tmp_path):
+    _, metrics = benchmark(folder, out=tmp_path, quick=True, progress=False)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    for kind in ("idle", "decoy", "rote"):
+        assert metrics["auroc"][kind]["score"]["value"] == 1
+        assert metrics["false_positives"][kind]["value"] == 0
+    assert metrics["auroc"]["idle"]["agreement"]["value"] == pytest.approx(0.5, abs=0.1)  # blind on idle facts
+    assert metrics["concept_exact"]["value"] == 1
+
+
+def test_extra_columns_pass_through_and_facts_not_recalled_are_not_judged(folder):
+    facts = list(Task.read(folder).load_facts())[:12]
+    wrong = Fact(fact_id="wrong", cue=facts[0].cue, answer="Z" if facts[0].answer != "Z" else "Y")
+    given = {"verdict": "sure", "score": "1", "score_given": "2"}
+    facts = [f.model_copy(update={"extra": {"source": f"book {i}", **given}}) for i, f in enumerate(facts)]
+    table = extract(folder, facts=FactSet(facts=(*facts, wrong)), progress=False).table
+    assert list(table["source"][:12]) == [f"book {i}" for i in range(12)]
+    assert list(table["verdict_given"][:12]) == ["sure"] * 12
+    assert list(table["score_given_given"][:12]) == ["1"] * 12 and list(table["score_given"][:12]) == ["2"] * 12
+    assert not set(table["verdict"]) & {"sure"} and not table.columns.duplicated().any()
+    last = table.set_index("fact_id").loc["wrong"]
+    assert last["verdict"] == "not-recalled" and not last["recalled"]
+    assert pd.isna(last["score"])
+
+
+def test_without_concept_recall_concepts_are_read_and_nothing_is_claimed(folder, world):
+    study = extract(Task.read(folder).model_copy(update={"concept_recall": None}), progress=False)
+    assert set(study.table["verdict"]) == {"unsure"}
+    assert any("no concept_recall template" in note and "nothing was tested" in note for note in study.notes)
+    assert study.attributions is not None and study.waypoint is not None
+    if study.waypoint.site == Site(WAYPOINT, -2):
+        evoking = {fact.fact_id: fact.concept.phrase for fact in world.facts if fact.concept}
+        assert study.table.set_index("fact_id").loc[list(evoking), "concept"].tolist() == list(evoking.values())
+
+
+def test_without_verbalise_concepts_are_found_by_comparison_with_the_lexicons_own_prompts(folder, world):
+    study = extract(Task.read(folder).model_copy(update={"verbalise": None}), progress=False)
+    assert any("no verbalise template" in note for note in study.notes)
+    assert study.waypoint is not None and study.waypoint.site == Site(WAYPOINT, -2)
+    table = study.table.set_index("fact_id")
+    assert table["evoked"].isna().all() and table["agreement"].isna().all()
+    kinds = {fact.fact_id: fact.kind for fact in world.facts}
+    called = table["verdict"].groupby(kinds).agg(lambda verdicts: (verdicts == "mnemonic").mean())
+    assert called["mnemonic"] > 0.9 and called.drop("mnemonic").max() == 0
+    evoking = {fact.fact_id: fact.concept.phrase for fact in world.facts if fact.concept}
+    assert (table.loc[list(evoking), "concept"] == list(evoking.values())).mean() > 0.95
+    assert table.loc[list(evoking), "concept_p"].max() < 0.05 < table.drop(list(evoking))["concept_p"].min()
+
+
+def test_a_lexicon_of_one_phrase_and_no_verbalise_leave_nothing_to_read_with(folder, tmp_path):
+    """(The organism's vocabulary is closed: it cannot spell the prompt that repeats words.)"""
+    task = Task.read(folder).model_copy(update={"verbalise": None, "folder": tmp_path})
+    (tmp_path / "concepts.txt").write_text("value added tax\n")
+    facts = Task.read(folder).load_facts()
+    study = extract(task, model=folder / "model", facts=facts, progress=False)
+    assert set(study.table["verdict"]) == {"unsure"}
+    assert any("1 lexicon phrases can be asked about" in note for note in study.notes)
+
+
+def test_facts_with_broken_logits_are_left_out_and_the_others_judged(folder, study, world):
+    model = load(folder)
+    letter = next(fact for fact in world.facts if fact.kind == "mnemonic").cue[0]
+    token = study.model.tokens.encode(f"decode {letter}==").ids[2]
+    embedding = next(p for name, p in model.bridge.named_parameters() if p.shape[0] == model.vocab_size)
+    with torch.no_grad():
+        embedding[token] = torch.nan
+    again = extract(folder, model=model, progress=False)
+    broken = again.table["cue"].str.startswith(letter)
+    assert (again.table.loc[broken, "verdict"] == "not-recalled").all()
+    assert any(f"no finite probability for {broken.sum()} of" in note for note in again.notes)
+    assert again.table.loc[~broken, "recalled"].all()
+    assert (again.table["verdict"] == study.table["verdict"])[~broken].mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("key", "template"),
+    [
+        ("recall", "décode {cue} is"),
+        ("verbalise", "expánd {cue} is"),
+        ("concept_recall", "décode {concept} is"),
+        ("probes", "cólour {} is"),
+    ],
+)
+def test_a_template_that_cannot_be_spelled_is_blamed_on_its_key(folder, tmp_path, key, template):
+    task = Task.read(folder).model_copy(update={key: (template,) if key == "probes" else template, "folder": tmp_path})
+    task.write(tmp_path)
+    facts = Task.read(folder).load_facts()
+    (tmp_path / "concepts.txt").write_text("value added tax\n")
+    with pytest.raises(InputError) as caught:
+        extract(task, model=folder / "model", facts=facts, quick=True, progress=False)
+    assert str(caught.value).startswith(f"{tmp_path / 'task.toml'}, column '{key}': the tokenizer has no token for")
+
+
+def test_a_recall_template_without_its_placeholder_is_no_fault_of_a_fact(folder):
+    task = Task.read(folder).model_copy(update={"recall": "decode it"})
+    with pytest.raises(InputError, match=r"task.toml, column 'recall': the template 'decode it' should hold"):
+        extract(task, progress=False)
+
+
+def test_a_model_that_recalls_nothing_is_not_judged(folder, tmp_path):
+    task = Task.read(folder)
+    facts = FactSet(facts=tuple(f.model_copy(update={"answer": "is"}) for f in task.load_facts()))
+    (tmp_path / "sites.csv").write_text("of an earlier run")
+    study = extract(task, facts=facts, out=tmp_path, progress=False)
+    assert set(study.table["verdict"]) == {"not-recalled"}
+    assert any("recalls none" in note for note in study.notes)
+    written = ["figures", "report.html", "report.md", "run.json", "verdicts.csv", "verdicts.parquet"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == written
+    with pytest.raises(MnemoError, match="no evidence to draw"):
+        plot.evidence_bars(study.table, list(study.table["fact_id"]))
+
+
+def test_a_task_without_model_is_refused(folder):
+    with pytest.raises(InputError, match="names no model"):
+        extract(Task.read(folder).model_copy(update={"model": None}))
+
+
+def test_one_seed_one_result_and_another_seed_another_draw(folder):
+    model = load(folder)
+    first, again, other = (extract(folder, model=model, seed=s, progress=False).table for s in (5, 5, 6))
+    pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
+    assert not first["ablation_control"].equals(other["ablation_control"])
+
+
+def test_without_any_swap_to_try_the_strongest_site_is_read_and_nothing_is_claimed(folder, world):
+    """One concept: there is no other one to swap to."""
+    task = Task.read(folder)
+    phrase = next(f.concept for f in world.facts if f.kind == "mnemonic")
+    one = {f.fact_id for f in world.facts if f.concept == phrase}
+    study = extract(task, facts=task.load_facts().subset(sorted(one)), progress=False)
+    assert set(study.table["verdict"]) == {"unsure"}
+    assert study.waypoint is not None and 0 < study.waypoint.site.layer < study.model.n_layers
+    assert any("no concept swap was seen to work" in note for note in study.notes)
+
+
+def test_a_fact_at_which_no_concept_is_read_is_unsure_and_the_others_are_judged(folder, study, world):
+    facts = list(Task.read(folder).load_facts())
+    mute = next(f for f in facts if world_kind(world, f.fact_id) == "mnemonic")
+
+    class Mute(mnemo.study.Reader):
+        def read(self, states, *, layer, facts, seed=0, others=None):
+            assert self.spare is not None and self.spare.cue != self.cue == facts[0].cue
+            found = super().read(states, layer=layer, facts=facts, seed=seed, others=others)
+            return [[] if f.fact_id == mute.fact_id else r for f, r in zip(facts, found, strict=True)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnemo.study, "Reader", Mute)
+        table = extract(folder, progress=False).table.set_index("fact_id")
+    assert table.loc[mute.fact_id, "verdict"] == "unsure"
+    assert pd.isna(table.loc[mute.fact_id, "swap_success"])
+    others = table.drop(index=mute.fact_id)["verdict"]
+    assert (others == study.table.set_index("fact_id")["verdict"].drop(index=mute.fact_id)).all()
+
+
+def world_kind(world, fact_id):
+    return next(f.kind for f in world.facts if f.fact_id == fact_id)

@@ -1,0 +1,155 @@
+"""Evidence and verdicts from trials made by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mnemo.interventions import Trials
+from mnemo.verdict import judge, weigh
+
+ANSWER, OTHER = 5, 9
+
+
+def trials(*, hits: int, n: int = 8, sufficient: float = 1.0, prompt_hits: int | None = None, flips: int = 0) -> Trials:
+    """One fact whose swaps give the predicted answer `hits` times out of `n`; random directions flip `flips` of 2n."""
+    predicted = torch.arange(100, 100 + n)[None]
+
+    def top(count: int) -> torch.Tensor:
+        return torch.where(torch.arange(n) < count, predicted[0], ANSWER)[None]
+
+    random = torch.where(torch.arange(2 * n) < flips, OTHER, ANSWER).view(1, n, 2)
+    return Trials(
+        answers=torch.tensor([ANSWER]),
+        targets=torch.arange(n)[None],
+        predicted=predicted,
+        swap_top=top(hits),
+        swap_probability=(torch.arange(n) < hits).float()[None],
+        direct_top=torch.full((1, n), -1),
+        random_top=random,
+        random_probability=torch.zeros(1, n, 2),
+        sufficient=torch.tensor([sufficient]),
+        sufficient_control=torch.tensor([0.125]),
+        ablated=torch.tensor([0.25]),
+        ablated_control=torch.tensor([0.75]),
+        from_prompt_top=top(hits if prompt_hits is None else prompt_hits),
+        swap_effect=torch.full((1, n), 4.0),
+        cue_effect=torch.where(torch.arange(n) < 2, torch.nan, 16.0)[None],
+        same_concept=torch.tensor([0.9375]),
+        same_answer=torch.tensor([torch.nan]),
+        without_answer_top=torch.where(torch.arange(n) < 4, top(hits)[0], -1)[None],
+        whole_top=predicted,
+    )
+
+
+def evidence(**given_) -> pd.DataFrame:
+    return weigh(trials(**given_), torch.tensor([1.0]))
+
+
+def test_shares_drops_and_flips_are_what_the_trials_say():
+    row = evidence(hits=6, flips=4).iloc[0]
+    assert row["swap_success"] == 6 / 8
+    assert row["swap_control"] == 0
+    assert row["random_flips"] == 4 / 16
+    assert (row["sufficiency"], row["sufficiency_control"]) == (1, 0.125)
+    assert (row["ablation_drop"], row["ablation_control"]) == (0.75, 0.25)
+    assert row["mediated_fraction"] == 4 / 16  # targets that no cue evokes do not count
+
+
+@given(hits=st.integers(0, 8))
+def test_p_value_is_fishers_exact_test_against_the_random_directions(hits):
+    expected = stats.fisher_exact([[hits, 8 - hits], [0, 16]], alternative="greater").pvalue
+    assert evidence(hits=hits)["p_value"][0] == pytest.approx(expected)
+
+
+@given(hits=st.integers(0, 8), sufficient=st.floats(0, 1, width=32))
+def test_score_is_the_smaller_of_swap_and_sufficiency_beyond_its_control(hits, sufficient):
+    expected = min(hits / 8, max(sufficient - 0.125, 0))
+    assert evidence(hits=hits, sufficient=sufficient)["score"][0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_swap_that_works_straight_through_the_unembedding_is_leakage():
+    given_ = trials(hits=4)
+    leaky = dataclasses.replace(given_, direct_top=given_.swap_top)
+    assert weigh(leaky, torch.tensor([1.0]))["leakage"][0] == 1
+    assert evidence(hits=4)["leakage"][0] == 0
+
+
+def test_targets_that_do_not_exist_count_neither_as_hits_nor_as_trials():
+    full = trials(hits=4)
+    gone = torch.arange(8) >= 4
+    part = dataclasses.replace(
+        full,
+        targets=full.targets.masked_fill(gone, -1),
+        predicted=full.predicted.masked_fill(gone, -1),
+        swap_top=full.swap_top.masked_fill(gone, -1),
+        swap_probability=full.swap_probability.masked_fill(gone, torch.nan),
+        random_top=full.random_top.masked_fill(gone[None, :, None], -1),
+        random_probability=full.random_probability.masked_fill(gone[None, :, None], torch.nan),
+        from_prompt_top=full.from_prompt_top.masked_fill(gone, -1),
+    )
+    row = weigh(part, torch.tensor([1.0])).iloc[0]
+    assert (row["swap_success"], row["swap_control"], row["random_flips"]) == (1, 0, 0)
+
+
+def test_a_fact_without_any_target_has_no_p_value_and_no_score():
+    none = trials(hits=0)
+    none = dataclasses.replace(
+        none,
+        **{name: torch.full_like(getattr(none, name), -1)
+           for name in ("targets", "predicted", "swap_top", "random_top", "from_prompt_top")},
+        swap_probability=torch.full((1, 8), torch.nan),
+        random_probability=torch.full((1, 8, 2), torch.nan),
+    )  # fmt: skip
+    row = weigh(none, torch.tensor([1.0])).iloc[0]
+    assert np.isnan(row["swap_success"]) and np.isnan(row["p_value"])
+    assert row["score"] == 0
+
+
+@pytest.mark.parametrize(
+    ("given_", "verdict"),
+    [
+        ({"hits": 8}, "mnemonic"),
+        ({"hits": 8, "prompt_hits": 0}, "shared-intermediate"),
+        ({"hits": 0}, "rote"),  # an idle fact: sufficient, but swaps move nothing
+        ({"hits": 8, "sufficient": 0.5}, "unsure"),  # swaps overwrite, the concept alone does not do it
+        ({"hits": 3}, "unsure"),
+    ],
+)
+def test_tiers(given_, verdict):
+    assert judge(evidence(**given_))["verdict"][0] == verdict
+
+
+def test_a_fact_that_another_concept_with_its_answer_moves_is_unsure():
+    given_ = trials(hits=8)
+    for kept, verdict in ((0.9, "mnemonic"), (0.1, "unsure")):
+        steady = dataclasses.replace(given_, same_answer=torch.tensor([kept]))
+        assert judge(weigh(steady, torch.tensor([1.0])))["verdict"][0] == verdict
+
+
+def test_whole_swaps_and_swaps_without_the_answer_count_where_they_were_tried():
+    row = evidence(hits=2).iloc[0]
+    assert row["swap_without_answer"] == 2 / 4
+    assert row["whole_swap"] == 1
+    assert (row["same_concept"], np.isnan(row["same_answer"])) == (0.9375, True)
+
+
+def test_without_a_positive_control_nothing_is_called_rote():
+    assert judge(evidence(hits=0), swaps_work=False)["verdict"][0] == "unsure"
+    assert judge(evidence(hits=8), swaps_work=False)["verdict"][0] == "mnemonic"
+
+
+def test_q_values_are_benjamini_hochberg_over_the_facts_that_have_a_p_value():
+    table = pd.concat([evidence(hits=h) for h in (8, 5, 0)], ignore_index=True)
+    table.loc[2, "p_value"] = np.nan
+    judged = judge(table)
+    p = table["p_value"][:2].to_numpy()
+    np.testing.assert_allclose(judged["q_value"][:2], [min(2 * p[0], p[1]), p[1]])
+    assert np.isnan(judged["q_value"][2])
