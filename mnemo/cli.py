@@ -1,0 +1,179 @@
+"""The command line: 0 on success, 2 with one line on bad input, never a traceback for a user's mistake."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from mnemo.errors import MnemoError
+
+app = typer.Typer(
+    name="mnemo",
+    help="Extract the mnemonics that a language model uses to recall facts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+organism_app = typer.Typer(help="Models trained so that the route of each fact is known.", rich_markup_mode=None)
+app.add_typer(organism_app, name="organism")
+
+TaskPath = Annotated[Path, typer.Argument(metavar="TASK", help="Study folder or its task.toml.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results.")]
+ModelName = Annotated[str | None, typer.Option(help="Model directory or hub name, instead of the task's.")]
+FactsFile = Annotated[Path | None, typer.Option(help="Facts file, instead of the task's.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer interventions for each fact.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run left in --out.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides every draw.")]
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path("out/demo"), seed: Seed = 0) -> None:
+    """Show VA== -> value added tax -> T in the shipped organism, with evidence and controls."""
+    from rich.console import Console
+
+    from mnemo.demo import run_demo
+
+    run_demo(out, console=Console(), seed=seed)
+
+
+@app.command("extract")
+def extract_command(
+    task: TaskPath,
+    model: ModelName = None,
+    facts: FactsFile = None,
+    out: Out = None,
+    quick: Quick = False,
+    resume: Resume = False,
+    seed: Seed = 0,
+) -> None:
+    """Judge every fact of a task: verdicts.csv and .parquet."""
+    from mnemo.report import print_summary
+    from mnemo.study import extract
+
+    folder = out or _default_out(task)
+    study = extract(task, model=model, facts=facts, out=folder, quick=quick, resume=resume, seed=seed)
+    print_summary(study, folder)
+
+
+@app.command("benchmark")
+def benchmark_command(
+    task: TaskPath,
+    model: ModelName = None,
+    facts: FactsFile = None,
+    out: Out = None,
+    quick: Quick = False,
+    resume: Resume = False,
+    seed: Seed = 0,
+) -> None:
+    """Extract, then score against truth.csv: metrics.json."""
+    from mnemo.report import print_metrics
+    from mnemo.scoring import benchmark
+
+    folder = out or _default_out(task)
+    options: dict[str, Any] = {"model": model, "facts": facts, "quick": quick, "resume": resume, "seed": seed}
+    _, metrics = benchmark(task, out=folder, **options)
+    print_metrics(metrics, folder)
+
+
+@app.command("trace")
+def trace_command(
+    task: TaskPath,
+    cue: Annotated[str, typer.Option(help="Cue of the fact, such as VA==.")],
+    model: ModelName = None,
+    contrast_cue: Annotated[str | None, typer.Option(help="Cue of the fact to compare it with, else drawn.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=10_000, help="Paths to list.")] = 50,
+    doses: Annotated[
+        bool, typer.Option("--doses/--no-doses", help="Also intervene on its concept; needs a quick extract first.")
+    ] = True,
+    out: Out = None,
+    seed: Seed = 0,
+) -> None:
+    """Trace one fact: which components, edges and paths carry the answer, and the curve of every intervention."""
+    from mnemo.report import print_doses, print_trace
+    from mnemo.tracing import trace
+
+    folder = out or _default_out(task) / "trace"
+    found = trace(task, cue, contrast=contrast_cue, model=model, top=top, seed=seed)
+    found.write(folder)
+    print_trace(found, folder)
+    if not doses:
+        return
+    from mnemo.doses import dose_curves, write_doses
+    from mnemo.study import extract
+
+    study = extract(task, model=model, quick=True, seed=seed)
+    concept = study[found.fact_id]["concept"]
+    try:
+        curves = dose_curves(study, found.fact_id, seed=seed)
+    except MnemoError as error:  # the trace stands without them
+        print(f"no interventions: {error}")
+        return
+    write_doses(curves, folder, title=f"{found.cue} → {concept} → {found.answer}")
+    print_doses(curves, folder)
+
+
+@organism_app.command("train")
+def organism_train(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Study folder to make; an unfinished one goes on.")],
+    arch: Annotated[str, typer.Option(help="gpt2, llama or qwen2.")] = "gpt2",
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(help="Training steps, instead of the recipe's.")] = None,
+    cue_tokens: Annotated[int, typer.Option(help="Tokens of a code, 1 to 3.")] = 3,
+    concept_tokens: Annotated[int, typer.Option(help="Tokens of a phrase, 1 to 3.")] = 3,
+    cue_first: Annotated[bool, typer.Option("--cue-first", help="Put the code before the relation word.")] = False,
+) -> None:
+    """Train an organism and measure it: a study folder with truth.csv and organism.json."""
+    from mnemo.organisms.build import OrganismConfig, train_organism
+    from mnemo.report import print_organism
+
+    world = {"seed": seed, "cue_tokens": cue_tokens, "concept_tokens": concept_tokens, "cue_first": cue_first}
+    training = {} if steps is None else {"steps": steps}
+    config = OrganismConfig.checked({"family": arch, "seed": seed, "world": world, "training": training})
+    print_organism(train_organism(out, config), out)
+
+
+@organism_app.command("measure")
+def organism_measure(folder: Annotated[Path, typer.Argument(help="Folder of a trained organism.")]) -> None:
+    """Measure a trained organism again: what organism.json says of it."""
+    from mnemo.organisms.build import measure_organism
+    from mnemo.report import print_organism
+
+    print_organism(measure_organism(folder), folder)
+
+
+def _default_out(task: Path) -> Path:
+    folder = task if task.is_dir() else task.parent
+    return Path("out") / folder.resolve().name
+
+
+# Of the errors that its parser raises typer shows this one alone; its base is the class of all mistakes in usage.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        code = app(standalone_mode=False)
+    except MnemoError as error:
+        _fail(str(error))
+    except _UsageError as error:
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        if message.startswith("Usage:"):  # a bare `mnemo`: its help, as typer wrote it
+            print(message)
+            sys.exit(2)
+        _fail(f"{message} (see mnemo --help)")
+    except (typer.Abort, KeyboardInterrupt):
+        print(
+            "mnemo: interrupted; extract and benchmark go on with --resume, organism train by itself", file=sys.stderr
+        )
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"mnemo: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

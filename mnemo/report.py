@@ -1,0 +1,159 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mnemo.doses import CURVES
+from mnemo.invented import strongest_first
+from mnemo.study import Study
+from mnemo.tracing import Trace
+
+
+def print_summary(study: Study, folder: Path) -> None:
+    """Print how many facts got which verdict, the mnemonics, invented ones first, and what was not tested."""
+    console = Console()
+    table = study.table
+    counts = table["verdict"].value_counts()
+    console.print("  ".join(f"[bold]{count}[/bold] {verdict}" for verdict, count in counts.items()))
+    if study.waypoint is not None:
+        site = study.waypoint.site
+        console.print(f"waypoint: residual stream after block {site.layer}, position {site.position} from the end")
+    listed = strongest_first(table)
+    if len(listed):
+        marks = listed["invented"].value_counts()
+        counted = ", ".join(f"{marks.get(mark, 0)} {mark}" for mark in ("invented", "unsure", "look-alike"))
+        listing = Table(title=f"Mnemonics that nobody is known to have planted: {counted}", title_justify="left")
+        for column in ("fact", "concept", "", "score", "swap (random)", "other questions (same answer)"):
+            listing.add_column(column, overflow="fold")
+        for _, row in listed.head(10).iterrows():
+            listing.add_row(
+                escape(f"{row['cue']} -> {row['answer']}"),
+                escape(str(row["concept"])),
+                row["invented"],
+                f"{row['score']:.2f}",
+                f"{row['swap_success']:.2f} ({row['swap_control']:.2f})",
+                f"{row['entailment']:.2f} ({row['entailment_control']:.2f})",
+            )
+        console.print(listing)
+    for note in study.notes:
+        console.print(f"note: {escape(note)}", style="yellow")
+    console.print(f"written: {escape(str(folder / 'report.html'))}, verdicts.csv and the files beside them")
+
+
+def print_metrics(metrics: dict[str, Any], folder: Path) -> None:
+    """Print a benchmark's AUROC table beside its baselines, and the other scores."""
+    console = Console()
+    auroc = Table(title="AUROC, mnemonic facts against ... (95% interval over concepts)", title_justify="left")
+    auroc.add_column("ranked by")
+    kinds = list(metrics["auroc"])
+    for kind in kinds:
+        auroc.add_column(kind, justify="right")
+    for ranker in metrics["auroc"][kinds[0]]:
+        auroc.add_row(ranker, *(_interval(metrics["auroc"][kind][ranker]) for kind in kinds))
+    console.print(auroc)
+    kinds = list(metrics["swap"])
+    other = Table("", *kinds, title="By kind", title_justify="left")
+    other.add_row("recalled", *(_number(metrics["recalled"][kind]) for kind in kinds))
+    for column in ("swap_success", "swap_control"):
+        other.add_row(column, *(_interval(metrics["swap"][kind][column]) for kind in kinds))
+    false = metrics["false_positives"]
+    other.add_row("judged mnemonic though not", *(_interval(false[kind]) if kind in false else "" for kind in kinds))
+    console.print(other)
+    console.print(
+        f"concept exact {_interval(metrics['concept_exact'])}   balanced accuracy "
+        f"{_interval(metrics['balanced_accuracy'])}   calibration error {_interval(metrics['calibration_error'])}"
+    )
+    free = metrics["invented"]
+    if "matches" in free:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in free["kinds"].items())
+        console.print(
+            f"free facts: {_interval(free['matches_interval'])} evoke a concept with their answer (shuffled: "
+            f"{free['null']['mean']:.3f}, at most {free['null']['max']:.3f}, p = {free['p_value']:.2g}); "
+            f"{free['verdicts']} of {free['facts']} recalled through a concept: {kinds}"
+        )
+    console.print(f"written: {escape(str(folder / 'metrics.json'))}, report.html and the files beside them")
+
+
+def print_organism(card: dict[str, Any], folder: Path) -> None:
+    """Print what was measured on a new organism."""
+    console = Console()
+    for name, values in card["measured"].items():
+        shown = values if isinstance(values, dict) else {"": values}
+        console.print(f"{name}: " + "  ".join(f"{key} {_number(value)}" for key, value in shown.items()))
+    console.print(f"trained in {card['seconds']:.0f} s; written: {escape(str(folder))}")
+
+
+def print_trace(trace: Trace, folder: Path, *, rows: int = 10) -> None:
+    """Print what is explained, then the strongest nodes, edges, routes and paths with their shares.
+
+    Args:
+        trace: what was found.
+        folder: where it was written.
+        rows: how many of each.
+    """
+    console = Console()
+    console.print(f"[bold]{escape(f'{trace.cue} -> {trace.answer}')}[/bold], compared with ", end="")
+    console.print(escape(f"{trace.contrast_cue} -> {trace.contrast_answer}"))
+    console.print(
+        f"logit({escape(repr(trace.answer_token))}) - logit({escape(repr(trace.contrast_answer_token))}): "
+        f"{trace.metric_clean:.3f} clean, {trace.metric_corrupt:.3f} corrupt, [bold]{trace.total:.3f}[/bold] to explain"
+    )
+    if trace.predicted != trace.answer_token:
+        says = escape(f"the model answers {trace.predicted!r}, not {trace.answer_token!r}")
+        console.print(f"note: {says}: it does not recall this fact", style="yellow")
+    nodes = trace.nodes[trace.nodes["component"] != "logits"].head(rows).itertuples()
+    _print_shares(console, "node", [(f"{n.component}@{n.position}", n.value, n.share, n.token) for n in nodes])
+    edges = [
+        (f"{e.writer}@{e.source} -> {e.reader}{'.' + e.slot if e.slot else ''}@{e.position}", e.value, e.share, "")
+        for e in trace.edges.head(rows).itertuples()
+    ]
+    _print_shares(console, "edge", edges)
+    routes = trace.by("position")
+    routes = [(row.route, row.value, row.share, row.paths or "") for row in routes.itertuples()]
+    _print_shares(console, "route of the paths over tokens", [*routes[:-1][:rows], routes[-1]], last="paths")
+    paths = [(path.text, path.value, path.share, "") for path in trace.paths[:rows]]
+    _print_shares(console, f"path (first {len(paths)} of {len(trace.paths)})", paths)
+    console.print(
+        f"{len(trace.paths)} paths carry {trace.covered:.1%} of the whole, all others {1 - trace.covered:.1%}; all "
+        f"paths together miss it by {trace.conserved:.1g} of it ({trace.quadrature_nodes} nodes)"
+    )
+    console.print(f"written: {escape(str(folder / 'graph.json'))}, trace.png and the tables beside them")
+
+
+def print_doses(doses: pd.DataFrame, folder: Path) -> None:
+    """Print what each intervention does at a dose of 1, the one that verdicts rest on."""
+    console = Console()
+    at_one = doses[(doses["dose"] - 1).abs() < 1e-9]
+    table = Table("intervention at dose 1", "trials", "P(own answer)", "P(predicted answer)", box=None, pad_edge=False)
+    for name, trials in at_one.groupby("curve", sort=False):
+        own, predicted = trials["p_own"].mean(), trials["p_predicted"].mean()
+        table.add_row(f"{name}: {CURVES[str(name)]}", str(len(trials)), _number(own), _number(predicted))
+    console.print(table)
+    console.print(f"written: {escape(str(folder / 'doses.png'))} and doses.csv")
+
+
+def _print_shares(console: Console, what: str, rows: list[tuple[str, float, float, Any]], *, last: str = "") -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column(what, overflow="fold")
+    table.add_column("logits", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column(last)
+    for text, value, share, more in rows:
+        table.add_row(escape(text), f"{value:.3f}", f"{share:.1%}", escape(str(more)))
+    console.print(table)
+    console.print()
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def _interval(entry: dict[str, float | None]) -> str:
+    return f"{_number(entry['value'])} [{_number(entry['low'])}, {_number(entry['high'])}]"
