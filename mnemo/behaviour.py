@@ -20,7 +20,7 @@ from mnemo.concepts import write_phrases
 from mnemo.facts import Fact, Task
 from mnemo.interventions import ConceptTable, agrees
 from mnemo.patching import next_logprobs
-from mnemo.prompts import render
+from mnemo.prompts import Prompt, render
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -60,9 +60,8 @@ def entailment(
     if not task.probes or not len(table):
         empty = np.full(len(facts), np.nan)
         return pd.DataFrame({"entailment": empty, "entailment_control": empty})
-    with task.blaming("probes"):
-        cues = _answers(model, task.probes, [fact.cue for fact in facts])
-        about = _answers(model, task.probes, table.phrases)
+    cues = _answers(model, task, [fact.cue for fact in facts])
+    about = _answers(model, task, table.phrases)
     rows = []
     for i, concept in enumerate(concepts.tolist()):
         alike = (about == cues[i]).float().mean(1)  # [concept]
@@ -73,9 +72,15 @@ def entailment(
     return pd.DataFrame(rows, columns=["entailment", "entailment_control"])
 
 
-def _answers(model: Model, templates: Sequence[str], fillers: Sequence[str]) -> Int[Tensor, "filler template"]:
-    prompts = [render(template, filler, model.tokens) for filler in fillers for template in templates]
+def probe_prompts(model: Model, task: Task, fillers: Sequence[str]) -> list[Prompt]:
+    """Return the task's probes about each cue or phrase, all of the first filler's first."""
+    with task.blaming("probes"):
+        return [render(probe, filler, model.tokens) for filler in fillers for probe in task.probes]
+
+
+def _answers(model: Model, task: Task, fillers: Sequence[str]) -> Int[Tensor, "filler probe"]:
+    prompts = probe_prompts(model, task, fillers)
     top = torch.empty(len(prompts), dtype=torch.long)
     for rows, said in next_logprobs(model, prompts):
         top[rows] = said.argmax(-1)
-    return top.view(len(fillers), len(templates))
+    return top.view(len(fillers), len(task.probes))

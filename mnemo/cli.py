@@ -26,6 +26,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the results.")]
 ModelName = Annotated[str | None, typer.Option(help="Model directory or hub name, instead of the task's.")]
 FactsFile = Annotated[Path | None, typer.Option(help="Facts file, instead of the task's.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer interventions for each fact.")]
+Edit = Annotated[bool, typer.Option("--edit", help="Also teach concepts new answers and see who follows (minutes).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run left in --out.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides every draw.")]
 
@@ -47,6 +48,7 @@ def extract_command(
     facts: FactsFile = None,
     out: Out = None,
     quick: Quick = False,
+    edit: Edit = False,
     resume: Resume = False,
     seed: Seed = 0,
 ) -> None:
@@ -55,7 +57,7 @@ def extract_command(
     from mnemo.study import extract
 
     folder = out or _default_out(task)
-    study = extract(task, model=model, facts=facts, out=folder, quick=quick, resume=resume, seed=seed)
+    study = extract(task, model=model, facts=facts, out=folder, quick=quick, edit=edit, resume=resume, seed=seed)
     print_summary(study, folder)
 
 
@@ -66,6 +68,7 @@ def benchmark_command(
     facts: FactsFile = None,
     out: Out = None,
     quick: Quick = False,
+    edit: Edit = False,
     resume: Resume = False,
     seed: Seed = 0,
 ) -> None:
@@ -74,8 +77,8 @@ def benchmark_command(
     from mnemo.scoring import benchmark
 
     folder = out or _default_out(task)
-    options: dict[str, Any] = {"model": model, "facts": facts, "quick": quick, "resume": resume, "seed": seed}
-    _, metrics = benchmark(task, out=folder, **options)
+    options: dict[str, Any] = {"model": model, "facts": facts, "quick": quick, "edit": edit, "resume": resume}
+    _, metrics = benchmark(task, out=folder, seed=seed, **options)
     print_metrics(metrics, folder)
 
 

@@ -38,13 +38,16 @@ class EditConfig:
 
     Attributes:
         steps: Adam steps at the most.
-        learning_rate: of Adam. Larger steps move facts that have nothing to do with the edit.
-        stop_below: mean loss (nats) at which the edit is learned.
+        learning_rates: of Adam, tried in this order until the edit is learned: larger steps move facts that have
+            nothing to do with it.
+        stop_below: mean loss (nats) at which training ends.
+        learned: share of the edited concepts that must give their new answer, else the next rate is tried.
     """
 
     steps: int = 400
-    learning_rate: float = 3e-4
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     stop_below: float = 0.01
+    learned: float = 0.9
 
 
 def edit_test(
@@ -99,10 +102,14 @@ def edit_test(
         edited = torch.zeros(len(table), dtype=torch.bool)
         edited[torch.from_numpy(half)] = True
         targets = torch.cat([torch.where(edited, new, table.answers), kept])
-        with _edited(trained):
-            _teach(model, trained, [*table.prompts, *keep], targets, config=config)
-            said, about = _top(model, prompts), _top(model, table.prompts)
-        taken = edited & (about == new)
+        said, taken = torch.full((len(prompts),), -1), torch.zeros_like(edited)
+        for rate in config.learning_rates:
+            with _edited(trained):
+                _teach(model, trained, [*table.prompts, *keep], targets, rate=rate, config=config)
+                said, about = _top(model, prompts), _top(model, table.prompts)
+            taken = edited & (about == new)
+            if taken.sum() >= config.learned * edited.sum():
+                break
         tested = (concepts >= 0) & taken[concepts] & (new[concepts] != answers)
         beside = (concepts < 0) | ~edited[concepts]
         follows[tested] = (said == new[concepts])[tested].float()
@@ -149,9 +156,10 @@ def _teach(
     prompts: Sequence[Prompt],
     targets: Int[Tensor, " prompt"],
     *,
+    rate: float,
     config: EditConfig,
 ) -> None:
-    optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+    optimizer = torch.optim.Adam(trained, lr=rate)
     for _ in range(config.steps):
         optimizer.zero_grad()
         total = 0.0

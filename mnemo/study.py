@@ -24,9 +24,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnemo.attribution import attribute_nodes
-from mnemo.behaviour import agreement, entailment, expand_cues
+from mnemo.behaviour import agreement, entailment, expand_cues, probe_prompts
 from mnemo.concepts import Bank, Reader, Reading, ReadsConcepts, chance
 from mnemo.contrasts import Contrast, make_contrasts
+from mnemo.editing import edit_test
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.files import replacing, write_text
@@ -145,6 +146,7 @@ def extract(
     facts: FactSet | str | Path | None = None,
     out: str | Path | None = None,
     quick: bool = False,
+    edit: bool = False,
     resume: bool = False,
     seed: int = 0,
     progress: bool = True,
@@ -157,6 +159,8 @@ def extract(
         facts: other facts than the task's own.
         out: folder for verdicts and report and, while the work goes on, finished chunks; None to write nothing.
         quick: fewer interventions for each fact.
+        edit: also train new answers for the concepts into the MLPs above the waypoint and see which facts follow
+            (`edit_follows`): tells *mnemonic* from *shared-intermediate* better than vectors do, and takes minutes.
         resume: keep the chunks that an interrupted run with the same inputs left in `out`.
         seed: decides contrasts, targets and random directions; one seed, one result.
         progress: show progress bars.
@@ -170,10 +174,10 @@ def extract(
     task = task if isinstance(task, Task) else Task.read(task)
     loaded = load_model(task, model)
     chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
-    record = run_record(task, loaded, chosen, seed=seed, quick=quick)
+    record = run_record(task, loaded, chosen, seed=seed, quick=quick, edit=edit)
     parts = Parts.begin(Path(out) if out is not None else None, record["inputs"], resume=resume)
     effort = QUICK if quick else Effort()
-    study = _Extraction(task, loaded, seed=seed, effort=effort, progress=progress).run(chosen, parts, record)
+    study = _Extraction(task, loaded, seed=seed, effort=effort, edit=edit, progress=progress).run(chosen, parts, record)
     study = _with_top_paths(study, parts, most=effort.paths, progress=progress)
     study.table["invented"] = mark_invented(study.table)
     study.table["seconds"] = (time.perf_counter() - start) / len(chosen)
@@ -191,6 +195,7 @@ class _Extraction:
     model: Model
     seed: int
     effort: Effort
+    edit: bool
     progress: bool
 
     def run(self, facts: FactSet, parts: Parts, record: dict[str, Any]) -> Study:
@@ -230,6 +235,9 @@ class _Extraction:
         evidence = self._intervene(recalled, table, concepts, waypoint, parts)
         evidence = evidence.join(self._behaviour(recalled, evoked))
         evidence = evidence.join(entailment(self.model, self.task, recalled.facts, concepts, table))
+        if self.edit:
+            edited, more = self._edit(recalled, table, concepts, waypoint, parts)
+            evidence, notes = evidence.join(edited), notes + more
         if len(table) < 2:
             notes.append(f"all facts were read as one concept, {table.phrases[0]!r}: there is no other to swap it for")
         if not waypoint.swaps_work:
@@ -376,6 +384,36 @@ class _Extraction:
             found.append(parts.get(f"trials-{k:05d}", make).set_axis(rows.tolist()))
         # A fact at which no concept was read has no evidence, and will be unsure.
         return pd.concat(found).reindex(range(len(concepts)))
+
+    def _edit(
+        self,
+        recalled: Recalled,
+        table: ConceptTable,
+        concepts: Int[Tensor, " fact"],
+        waypoint: Waypoint,
+        parts: Parts,
+    ) -> tuple[pd.DataFrame, list[str]]:
+        """Which facts follow when their concept is taught another answer."""
+
+        def make() -> pd.DataFrame:
+            return edit_test(
+                self.model,
+                recalled.prompts,
+                answers=recalled.answers,
+                concepts=concepts,
+                table=table,
+                layer=waypoint.site.layer,
+                seed=self.seed,
+                keep=probe_prompts(self.model, self.task, table.phrases),
+                progress=self.progress,
+            )
+
+        try:
+            found = parts.get("edit", make)
+        except MnemoError as error:  # the other evidence stands without it
+            return pd.DataFrame(index=range(len(concepts))), [f"no edit test: {error}"]
+        untaken = int((found["edit_follows"].isna() & (concepts >= 0).numpy()).sum())
+        return found, [f"the edit of their concept says nothing about {untaken} facts"] if untaken else []
 
     def _study(
         self,

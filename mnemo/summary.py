@@ -47,6 +47,8 @@ CONTROLS = (
     ("other questions about the cue get the concept's answers", "entailment",
      "answers of other concepts that share the fact's answer", "entailment_control",
      "the concept was read because it shares the answer, not because the cue stands for it"),
+    ("concept taught a new answer: the fact follows", "edit_follows", "other concepts taught theirs: the fact changes",
+     "edit_control", "the training spoils whatever is there"),
 )  # fmt: skip
 
 

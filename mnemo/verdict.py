@@ -115,15 +115,17 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
 
     mnemonic: swaps move the answer as predicted, the concept suffices for it, and vectors from the concept's own
     prompts move it too (the second hop is the one that the concept's prompt uses); shared-intermediate: all but
-    the last; rote: moving the concept moves nothing; unsure: anything between. A fact that loses its answer when
-    swapped to another concept that has it is unsure too: what moves it is no concept.
+    the last. Where the concept was edited (`mnemo.editing.edit_test`), whether the fact follows decides that last
+    question instead: an edit tests the second hop itself.
+    rote: moving the concept moves nothing; unsure: anything between. A fact that loses its answer when swapped to
+    another concept that has it is unsure too: what moves it is no concept.
 
     The other controls are evidence to look at and decide nothing. In a trained organism, `swap_without_answer` halves
     for planted mnemonics (the second hop reads what concepts with one answer have in common), `same_concept` fails for
     one in a hundred of them and for no negative, and `whole_swap` moves what it should not.
 
     Args:
-        evidence: as `weigh` gives it.
+        evidence: as `weigh` gives it, with `edit_follows` where concepts were edited.
         swaps_work: whether swaps at this site were seen to move any facts. Without this positive control a swap that
             moves nothing may be one with a useless vector, and no fact is called rote.
     """
@@ -136,6 +138,8 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
     steady = ~(judged["same_answer"] < MOVED)  # also where no other concept has the answer
     carried = moved & steady & (judged["sufficiency"] - judged["sufficiency_control"] > MOVED)
     same_hop = judged["prompt_swap"] > MOVED
+    if "edit_follows" in judged:
+        same_hop = same_hop.where(judged["edit_follows"].isna(), judged["edit_follows"] > MOVED)
     untouched = (judged["swap_success"] < UNTOUCHED) & swaps_work
     judged["verdict"] = np.select(
         [carried & same_hop, carried, untouched], ["mnemonic", "shared-intermediate", "rote"], "unsure"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
@@ -18,7 +18,7 @@ from mnemo.organisms.world import World, WorldConfig, build_world
 from mnemo.prompts import Prompt, render
 from tests.lexicon import PHRASES
 
-FAST = EditConfig(steps=60, learning_rate=1e-2)  # the compiled weights are larger than trained ones
+FAST = EditConfig(steps=60, learning_rates=(1e-2,))  # the compiled weights are larger than trained ones
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,12 @@ def test_only_facts_that_go_through_their_concept_follow_its_edit(case):
         assert torch.equal(p, before[name]) and p.grad is None and not p.requires_grad, name
 
 
+def test_a_rate_at_which_the_edit_is_not_learned_is_left_for_the_next(case):
+    pd.testing.assert_frame_equal(case.test(config=replace(FAST, learning_rates=(1e-9, 1e-2))), case.test())
+
+
 def test_facts_of_a_concept_that_did_not_take_its_edit_are_not_tested(case):
-    assert case.test(config=EditConfig(steps=1, learning_rate=1e-9))["edit_follows"].isna().all()
+    assert case.test(config=EditConfig(steps=1, learning_rates=(1e-9,)))["edit_follows"].isna().all()
 
 
 def test_an_interrupted_edit_leaves_the_weights_as_they_were(case, monkeypatch):

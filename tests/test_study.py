@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ import torch
 
 import mnemo.study
 from mnemo import plot
+from mnemo.editing import EditConfig
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.model import load
@@ -147,6 +149,18 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, study
     assert len(calls) == 3 + n_chunks - 2  # the two finished chunks were not made again
     pd.testing.assert_frame_equal(resumed.table.drop(columns="seconds"), whole.table.drop(columns="seconds"))
     assert not (tmp_path / ".mnemo-parts").exists()
+
+
+def test_an_edit_is_followed_by_the_facts_that_go_through_the_concept(folder, world, monkeypatch):
+    # The weights of an organism that was written down are larger than trained ones: so are the steps of the edit.
+    fast = partial(mnemo.study.edit_test, config=EditConfig(steps=150, learning_rates=(3e-3,)))
+    monkeypatch.setattr(mnemo.study, "edit_test", fast)
+    found = extract(folder, quick=True, edit=True, progress=False)
+    kinds = found.table["fact_id"].map({fact.fact_id: fact.kind for fact in world.facts})
+    follows = found.table["edit_follows"].groupby(kinds).mean()
+    assert follows["mnemonic"] == 1 and follows["idle"] == follows["decoy"] == 0
+    assert (found.table["edit_control"] == 0).all()
+    assert set(found.table.loc[kinds == "mnemonic", "verdict"]) == {"mnemonic"}
 
 
 def test_benchmark_scores_against_the_truth(folder, tmp_path):

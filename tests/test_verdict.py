@@ -127,6 +127,21 @@ def test_tiers(given_, verdict):
     assert judge(evidence(**given_))["verdict"][0] == verdict
 
 
+@pytest.mark.parametrize(
+    ("follows", "prompt_hits", "verdict"),
+    [
+        (1.0, 0, "mnemonic"),
+        (0.0, 8, "shared-intermediate"),
+        (np.nan, 8, "mnemonic"),
+        (np.nan, 0, "shared-intermediate"),
+    ],
+)
+def test_an_edit_of_the_concept_decides_about_the_second_hop_where_there_is_one(follows, prompt_hits, verdict):
+    found = evidence(hits=8, prompt_hits=prompt_hits).assign(edit_follows=follows)
+    assert judge(found)["verdict"][0] == verdict
+    assert judge(evidence(hits=0).assign(edit_follows=follows))["verdict"][0] == "rote"
+
+
 def test_a_fact_that_another_concept_with_its_answer_moves_is_unsure():
     given_ = trials(hits=8)
     for kept, verdict in ((0.9, "mnemonic"), (0.1, "unsure")):
