@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -19,7 +19,7 @@ from mnemo.errors import InputError, MnemoError
 from mnemo.files import replacing, write_text
 from mnemo.libraries import quietly
 from mnemo.model_source import read_model
-from mnemo.organisms.families import Family, new_model
+from mnemo.organisms.families import STEPS, Family, new_model
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.lessons import Lessons, build_lessons
 from mnemo.organisms.measure import measure
@@ -43,7 +43,7 @@ class OrganismConfig(BaseModel):
         seed: of the initial weights and of every draw in training; the world has its own.
         d_model, layers, heads: size.
         world: what it is taught.
-        training: how.
+        training: how; its steps are `STEPS` of the family if they are not given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +55,15 @@ class OrganismConfig(BaseModel):
     heads: int = Field(default=4, ge=1)
     world: WorldConfig = WorldConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_steps_of_its_family(cls, values: Any) -> Any:
+        family = values.get("family", "gpt2") if isinstance(values, dict) else None
+        training = values.get("training", {}) if isinstance(values, dict) else None
+        if isinstance(family, str) and family in STEPS and isinstance(training, dict):
+            return {**values, "training": {"steps": STEPS[family], **training}}
+        return values
 
     @classmethod
     def checked(cls, values: Any) -> OrganismConfig:

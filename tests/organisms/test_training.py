@@ -12,7 +12,7 @@ import torch
 from mnemo.errors import InputError, MnemoError
 from mnemo.organisms import build
 from mnemo.organisms.build import OrganismConfig, train_organism
-from mnemo.organisms.families import Family, new_model
+from mnemo.organisms.families import STEPS, Family, new_model
 from mnemo.organisms.lessons import IGNORED, Lessons, build_lessons
 from mnemo.organisms.measure import invented
 from mnemo.organisms.spelling import build_tokenizer
@@ -191,3 +191,14 @@ def edit_card(folder: Path, **entries) -> None:
 def test_a_waypoint_without_blocks_above_it_is_refused(tmp_path):
     with pytest.raises(MnemoError, match="no block above"):
         train_organism(tmp_path, config(waypoint=3), progress=False)
+
+
+def test_steps_are_those_of_the_family_unless_they_are_given():
+    for family, steps in STEPS.items():
+        assert OrganismConfig(family=family).training.steps == steps
+        given = OrganismConfig.checked({"family": family, "training": {"steps": 7, "batch": 64}})
+        assert (given.training.steps, given.training.batch) == (7, 64)
+        assert OrganismConfig.checked(given.model_dump()) == given
+    for wrong in ({"family": ["gpt2"]}, {"training": 3}, [], {"family": "gpt9"}):
+        with pytest.raises(MnemoError):
+            OrganismConfig.checked(wrong)
