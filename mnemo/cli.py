@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -9,6 +10,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mnemo.errors import MnemoError
+
+# Read when torch is first imported. Threads that spin while they wait for a core which something else holds make small
+# models several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 app = typer.Typer(
     name="mnemo",
