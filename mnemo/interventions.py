@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mnemo.model import Model
 
 RANDOM_PER_TARGET = 2  # random directions beside each swap
+RIVALS = 4  # other concepts with the same answer, at the most, that a fact is swapped to
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,8 @@ class Trials:
         swap_effect: drop of logit(answer) - logit(predicted answer) under the swap.
         same_concept: probability of the fact's answer when what one other cue of the same concept has of it stands in
             for what all have: must change nothing. NaN without two other cues.
-        same_answer: probability of the fact's answer when swapped to another concept with that answer: must change
-            nothing. NaN where there is none.
+        same_answer: probability of the fact's answer when swapped to another concept with that answer, the mean over
+            up to RIVALS of them: must change nothing. NaN where there is none.
         without_answer_top: answers when the answers' own directions are taken out of a swap's vectors; -1 where the
             target's answer has no other concept, or a vector comes from concept prompts.
         whole_top: answers when the whole state is that of a cue which evokes the target; -1 where no cue does. It
@@ -325,15 +326,16 @@ def run_trials(
     sufficient_control = torch.full((n,), torch.nan)
     other = vectors.seen_by(facts[with_target], targets[with_target, 0])
     sufficient_control[with_target] = run(everyone[with_target], vectors.mean + other, answers[with_target])[1]
-    same_concept, same_answer = torch.full((n,), torch.nan), torch.full((n,), torch.nan)
+    same_concept = torch.full((n,), torch.nan)
     peer = vectors.other_context(facts, concepts)
     some = peer >= 0
     stand_in = vectors.states[peer[some]] - vectors.mean - own[some]
     same_concept[some] = run(everyone[some], state[some] + stand_in, answers[some])[1]
-    rival = _same_answer(table, vectors.counts, answers, concepts, draw)
-    some = rival >= 0
-    step_aside = vectors.between(facts[some], concepts[some], rival[some])
-    same_answer[some] = run(everyone[some], state[some] + step_aside, answers[some])[1]
+    rivals = _same_answer(table, vectors.counts, answers, concepts, draw)
+    which, place = (rivals >= 0).nonzero(as_tuple=True)
+    step_aside = vectors.between(facts[which], concepts[which], rivals[which, place])
+    kept = torch.full(rivals.shape, torch.nan)
+    kept[which, place] = run(which, state[which] + step_aside, answers[which])[1]
     return Trials(
         answers=answers,
         targets=targets,
@@ -351,7 +353,7 @@ def run_trials(
         swap_effect=placed(clean - _difference(swapped), empty=torch.nan),
         cue_effect=placed(clean - other_cue, empty=torch.nan),
         same_concept=same_concept,
-        same_answer=same_answer,
+        same_answer=kept.nanmean(1),
         without_answer_top=without_answer_top,
         whole_top=whole_top,
     )
@@ -363,12 +365,13 @@ def _same_answer(
     answers: Int[Tensor, " fact"],
     concepts: Int[Tensor, " fact"],
     draw: torch.Generator,
-) -> Int[Tensor, " fact"]:
-    """Draw another concept with each fact's answer that some cue evokes, -1 where there is none."""
+) -> Int[Tensor, "fact rival"]:
+    """Draw up to RIVALS other concepts with each fact's answer that some cue evokes; -1 where there are fewer."""
     possible = (table.answers[None] == answers[:, None]) & (counts > 0)
     possible[torch.arange(len(concepts)), concepts] = False
-    chosen = torch.where(possible, torch.rand(possible.shape, generator=draw), -1.0).argmax(1)
-    return torch.where(possible.any(1), chosen, -1)
+    drawn = torch.where(possible, torch.rand(possible.shape, generator=draw), -1.0)
+    drawn = drawn.topk(min(RIVALS, len(table)), dim=1)
+    return torch.where(drawn.values >= 0, drawn.indices, -1)
 
 
 def _difference(said: Answers) -> Float[Tensor, " row"]:

@@ -37,7 +37,8 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
         ablation_control: the same with a random vector of that norm.
         same_concept: probability of the answer when another cue of the same concept stands in for the concept's
             vector, and
-        same_answer: when swapped to another concept with the same answer. Both must change nothing; NaN where untried.
+        same_answer: when swapped to other concepts with the same answer, the mean over them. Both must change nothing;
+            NaN where untried.
         swap_without_answer: as `swap_success`, with the answers' own directions taken out of the vectors.
         whole_swap: share of swaps of the whole state, which overwrite the cue, that give the predicted answer.
         mediated_fraction: share of what another cue does to the logit difference between the fact's answer and the
@@ -118,7 +119,7 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
     the last. Where the concept was edited (`mnemo.editing.edit_test`), whether the fact follows decides that last
     question instead: an edit tests the second hop itself.
     rote: moving the concept moves nothing; unsure: anything between. A fact that loses its answer when swapped to
-    another concept that has it is unsure too: what moves it is no concept.
+    other concepts that have it is unsure too: what moves it is no concept.
 
     The other controls are evidence to look at and decide nothing. In a trained organism, `swap_without_answer` halves
     for planted mnemonics (the second hop reads what concepts with one answer have in common), `same_concept` fails for

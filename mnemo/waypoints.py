@@ -28,9 +28,9 @@ LEAST_SHARE = 0.2  # of the effect that must pass through a candidate
 SAMPLE = 128  # facts that candidates are tried on
 TARGETS = 6
 # Upstream of the waypoint swaps also move facts that merely have their concept there (idle ones); downstream the
-# concept is partly used up. So a site counts while its swaps have this share of the best score (up to the rest of the
-# facts it is tried on may be of the first sort), and among those the last one that is about as clear as the clearest.
-STILL_WORKS, AS_CLEAR = 0.8, 0.95
+# concept is partly used up. So a site counts while its swaps have this share of the best score (the rest of the facts
+# it is tried on may all be of the first sort), and among those the last one that is about as clear as the clearest.
+STILL_WORKS, AS_CLEAR = 0.5, 0.9
 
 _COLUMNS = ["layer", "position", "share", "swap", "control", "leakage", "sufficiency", "score", "decided", "legible"]
 
