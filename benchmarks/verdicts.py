@@ -2,11 +2,11 @@
 
     python benchmarks/verdicts.py --compiled                 # those written down by hand: minutes, nothing is trained
     python benchmarks/verdicts.py --only gpt2-0 llama-0      # these; what is not trained yet is trained first
-    python benchmarks/verdicts.py --workers 2                # the whole suite: 3 families x 3 seeds, variants, nulls
+    python benchmarks/verdicts.py --workers 2                # the whole suite: 3 families x 4 seeds, variants, nulls
     python benchmarks/verdicts.py --table                    # the tables alone, from what was judged so far
 
-An organism that is in `--organisms` already is not trained again, an unfinished one goes on from its checkpoint. Half
-of the suite is for development; the other half is opened only to report, so change nothing because of it.
+An organism that is in `--organisms` already is not trained again, an unfinished one goes on from its checkpoint. A
+part of the suite is for development; the other part is opened only to report, so change nothing because of it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from mnemo.organisms.world import World, WorldConfig, build_world
 from mnemo.scoring import NEGATIVES, RANKERS, benchmark, read_truth, score
 
 Role = Literal["development", "report"]
-FAMILIES, SEEDS = ("gpt2", "llama", "qwen2"), (0, 1, 2)
-DEVELOPMENT = {("gpt2", 0), ("llama", 0), ("qwen2", 0), ("gpt2", 1)}  # of the trained ones; the other five report
+FAMILIES, SEEDS = ("gpt2", "llama", "qwen2"), (0, 1, 2, 3)
+DEVELOPMENT = (0, 1, 2)  # seeds of trained organisms that were looked at while the method changed; the others report
 SECONDS = 120  # for all facts of the shipped organism's size
 
 TRAINED_VARIANTS: dict[str, dict[str, Any]] = {
@@ -202,12 +202,12 @@ def provided(name: str, organisms: Path) -> Path:
 
 
 def suite() -> dict[str, Case]:
-    """Every organism by name; of each pair of seeds the first is for development."""
+    """Every organism by name; of each pair of variants the first is for development."""
     cases: list[Case] = []
     for seed in SEEDS:
         for family in FAMILIES:
             config = OrganismConfig.checked({"family": family, "seed": seed, "world": {"seed": seed}})
-            role: Role = "development" if (family, seed) in DEVELOPMENT else "report"
+            role: Role = "development" if seed in DEVELOPMENT else "report"
             cases.append(Case(f"{family}-{seed}", role, Train(config), costly=True))
     roles: tuple[tuple[int, Role], ...] = ((0, "development"), (1, "report"))
     for seed, role in roles:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mnemo.doses import dose_curves
     from mnemo.edge_patching import exact_edges
     from mnemo.errors import InputError, MnemoError
+    from mnemo.explorer import explore
     from mnemo.facts import Fact, FactSet, Task
     from mnemo.model import Model, load
     from mnemo.scoring import benchmark
@@ -22,17 +23,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Contrast", "Fact", "FactSet", "InputError", "MnemoError", "Model", "Study", "Task", "Trace", "attribute_edges",
-    "attribute_nodes", "benchmark", "data_path", "dose_curves", "exact_edges", "extract", "load", "make_contrasts",
-    "top_edges", "trace", "verify",
+    "attribute_nodes", "benchmark", "data_path", "dose_curves", "exact_edges", "explore", "extract", "load",
+    "make_contrasts", "top_edges", "trace", "verify",
 ]  # fmt: skip
 
 # torch and transformers take seconds to import: a name is imported when it is first used.
 _HOME = {
     "attribute_edges": "attribution", "attribute_nodes": "attribution", "benchmark": "scoring",
     "Contrast": "contrasts", "make_contrasts": "contrasts", "data_path": "datasets", "dose_curves": "doses",
-    "exact_edges": "edge_patching", "InputError": "errors", "MnemoError": "errors", "Fact": "facts",
-    "FactSet": "facts", "Task": "facts", "Model": "model", "load": "model", "Study": "study", "extract": "study",
-    "Trace": "tracing", "trace": "tracing", "top_edges": "verification", "verify": "verification",
+    "exact_edges": "edge_patching", "explore": "explorer", "InputError": "errors", "MnemoError": "errors",
+    "Fact": "facts", "FactSet": "facts", "Task": "facts", "Model": "model", "load": "model",
+    "Study": "study", "extract": "study", "Trace": "tracing", "trace": "tracing",
+    "top_edges": "verification", "verify": "verification",
 }  # fmt: skip
 
 

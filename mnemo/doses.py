@@ -20,9 +20,10 @@ from torch import Tensor
 
 from mnemo.errors import MnemoError
 from mnemo.files import replacing
-from mnemo.interventions import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors, like
+from mnemo.interventions import ConceptTable, choose_targets, like
 from mnemo.patching import Patch, ask
-from mnemo.prompts import Prompt, answer_token
+from mnemo.prompts import Prompt
+from mnemo.study_concepts import study_concepts
 
 if TYPE_CHECKING:
     from mnemo.study import Study
@@ -140,27 +141,14 @@ class _Curve:
 
 def _curves(study: Study, row: pd.Series, *, targets: int, seed: int) -> tuple[list[_Curve], Prompt, int, ConceptTable]:
     """All interventions on one fact; its prompt, the token of its answer and the concepts of the study."""
-    assert study.waypoint is not None and study.task.concept_recall is not None
-    facts = study.table[study.table["recalled"]].reset_index(drop=True)
-    phrases = [phrase if isinstance(phrase, str) else None for phrase in facts["concept"]]
-    table = ask_concepts(study.model, study.task.concept_recall, [phrase for phrase in phrases if phrase])
-    rank = {phrase: i for i, phrase in enumerate(table.phrases)}
-    concepts = torch.tensor([rank.get(phrase or "", -1) for phrase in phrases])
-    tokens = study.model.tokens
-    answers = torch.tensor(
-        [
-            answer_token(study.prompt(fact_id), answer, tokens).id
-            for fact_id, answer in zip(facts["fact_id"], facts["answer"], strict=True)
-        ]
-    )
-    contributes = torch.where(agrees(answers, concepts, table), concepts, -1)
-    vectors = concept_vectors(study.model, table, study.waypoint.states, contributes, site=study.waypoint.site)
-    fact = torch.tensor([facts.index[facts["fact_id"] == row["fact_id"]][0]])
+    known = study_concepts(study)
+    table, concepts, answers, vectors = known.table, known.concepts, known.answers, known.vectors
+    fact = torch.tensor([known.rows[row["fact_id"]]])
     if concepts[fact] < 0:
         raise MnemoError(
             f"the concept {row['concept']!r} of fact {row['fact_id']!r} cannot be spelled in concept_recall"
         )
-    own, support = concepts[fact], torch.bincount(contributes[contributes >= 0], minlength=len(table))
+    own, support = concepts[fact], vectors.counts
     others = choose_targets(table, support, answers=answers[fact], concepts=own, n_targets=targets, seed=seed)[0]
     others = others[others >= 0]
     rivals = (table.answers == table.answers[own]) & (torch.arange(len(table)) != own)

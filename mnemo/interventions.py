@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RANDOM_PER_TARGET = 2  # random directions beside each swap
 RIVALS = 4  # other concepts with the same answer, at the most, that a fact is swapped to
+WITNESSES = 4  # facts of other concepts swapped to each of those, to see whether that works at all
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Trials:
         same_concept: probability of the fact's answer when what one other cue of the same concept has of it stands in
             for what all have: must change nothing. NaN without two other cues.
         same_answer: probability of the fact's answer when swapped to another concept with that answer, the mean over
-            up to RIVALS of them: must change nothing. NaN where there is none.
+            up to RIVALS of them: must change nothing. NaN where there is none to which other facts can be swapped.
         without_answer_top: answers when the answers' own directions are taken out of a swap's vectors; -1 where the
             target's answer has no other concept, or a vector comes from concept prompts.
         whole_top: answers when the whole state is that of a cue which evokes the target; -1 where no cue does. It
@@ -336,6 +337,14 @@ def run_trials(
     step_aside = vectors.between(facts[which], concepts[which], rivals[which, place])
     kept = torch.full(rivals.shape, torch.nan)
     kept[which, place] = run(which, state[which] + step_aside, answers[which])[1]
+    # Positive control: a rival to which other facts cannot be swapped either says nothing about this one.
+    witness = _witnesses(table, vectors, rivals[which, place], draw)
+    rival = rivals[which, place, None].expand_as(witness).flatten()
+    moved = vectors.between(witness.flatten(), vectors.contributes[witness.flatten()], rival)
+    there = Patch(vectors.site, vectors.states[witness.flatten()] + moved)
+    reached = asked(witness.flatten(), table.answers[rival][:, None], there).logprob[:, 0].exp()
+    useless = reached.view(witness.shape).mean(1) < 0.5
+    kept[which[useless], place[useless]] = torch.nan
     return Trials(
         answers=answers,
         targets=targets,
@@ -372,6 +381,16 @@ def _same_answer(
     drawn = torch.where(possible, torch.rand(possible.shape, generator=draw), -1.0)
     drawn = drawn.topk(min(RIVALS, len(table)), dim=1)
     return torch.where(drawn.values >= 0, drawn.indices, -1)
+
+
+def _witnesses(
+    table: ConceptTable, vectors: ConceptVectors, rivals: Int[Tensor, " trial"], draw: torch.Generator
+) -> Int[Tensor, "trial witness"]:
+    """Draw facts with other answers than each rival's, of those that concept vectors are made of."""
+    whose = vectors.contributes
+    possible = (whose >= 0) & (table.answers[whose] != table.answers[rivals][:, None])
+    drawn = torch.where(possible, torch.rand(possible.shape, generator=draw), -1.0)
+    return drawn.topk(min(WITNESSES, len(whose)), dim=1).indices
 
 
 def _difference(said: Answers) -> Float[Tensor, " row"]:

@@ -1,8 +1,9 @@
 """Mnemonics that nobody planted: which are real, which only look so, and how many there would be by chance.
 
-A concept vector carries its answer with it, so a cue may seem to go through any concept that has its answer. Two things
-tell look-alikes apart. Entailment: a cue that stands for a concept answers other questions as that concept does, and
-not as other concepts with the same answer do (the control). And chance: a concept that a cue evokes has the cue's
+A concept vector carries its answer with it, so a cue may seem to go through any concept that has its answer. Three
+things tell look-alikes apart. Entailment: a cue that stands for a concept answers other questions as that concept does,
+and not as other concepts with the same answer do (the control). Swapped to such another concept, a fact that goes
+through concepts keeps its answer. And chance: a concept that a cue evokes has the cue's
 answer now and then by luck, as often as when the answers are shuffled.
 """
 
@@ -28,7 +29,8 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
 
     ``invented``: nobody gave the cue its concept, and other questions about the cue follow the concept.
     ``look-alike``: they do not follow it more than other concepts with the same answer.
-    ``unsure``: between the two; or the task has no probes, or no other concept has the answer.
+    ``unsure``: between the two; or the fact loses its answer when swapped to other concepts that have it; or the task
+    has no probes, or no other concept has the answer.
     ``planted``: a concept that was given. None: not recalled through a concept.
 
     Args:
@@ -38,6 +40,7 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
     through = table["verdict"].isin(THROUGH_A_CONCEPT).to_numpy()
     above = _numbers(table, "entailment") - _numbers(table, "entailment_control")
     kind = np.select([above > FOLLOWS, above < FOLLOWS_NOT], ["invented", "look-alike"], "unsure").astype(object)
+    kind[(kind == "invented") & (_numbers(table, "same_answer") < FOLLOWS)] = "unsure"
     kind[~(np.ones(len(table), bool) if free is None else free)] = "planted"
     kind[~through] = None
     return pd.Series(kind, index=table.index, name="invented", dtype=object)

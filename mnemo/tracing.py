@@ -165,6 +165,12 @@ class Trace(TraceRecord):
             graph.add_edge(*ends, **now, **({edge.slot: edge.share} if edge.slot else {}))
         return graph
 
+    def explore(self, *, classic: bool = False) -> Any:
+        """Show this trace in a notebook (`mnemo.explore`); a trace alone can be looked at, not intervened on."""
+        from mnemo.explorer import explore
+
+        return explore(self, classic=classic)
+
     def write(self, folder: str | File) -> None:
         """Write graph.json (all of the trace), graph.graphml, nodes.csv, edges.csv, paths.csv and trace.png.
 

@@ -118,12 +118,13 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
     prompts move it too (the second hop is the one that the concept's prompt uses); shared-intermediate: all but
     the last. Where the concept was edited (`mnemo.editing.edit_test`), whether the fact follows decides that last
     question instead: an edit tests the second hop itself.
-    rote: moving the concept moves nothing; unsure: anything between. A fact that loses its answer when swapped to
-    other concepts that have it is unsure too: what moves it is no concept.
+    rote: moving the concept moves nothing; unsure: anything between.
 
-    The other controls are evidence to look at and decide nothing. In a trained organism, `swap_without_answer` halves
-    for planted mnemonics (the second hop reads what concepts with one answer have in common), `same_concept` fails for
-    one in a hundred of them and for no negative, and `whole_swap` moves what it should not.
+    The other controls are evidence to look at and decide nothing here (`mnemo.invented` asks for `same_answer`). In two
+    of nine trained organisms `same_answer` fails for a fifth of the planted mnemonics, and over all nine it fails for
+    one negative that nothing else stops. In a trained organism, `swap_without_answer` halves for planted mnemonics (the
+    second hop reads what concepts with one answer have in common), `same_concept` fails for one in a hundred of them
+    and for no negative, and `whole_swap` moves what it should not.
 
     Args:
         evidence: as `weigh` gives it, with `edit_follows` where concepts were edited.
@@ -136,8 +137,7 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
     if known.any():
         judged.loc[known, "q_value"] = stats.false_discovery_control(judged.loc[known, "p_value"])
     moved = (judged["swap_success"] - judged["swap_control"] > MOVED) & (judged["q_value"] < FALSE_DISCOVERIES)
-    steady = ~(judged["same_answer"] < MOVED)  # also where no other concept has the answer
-    carried = moved & steady & (judged["sufficiency"] - judged["sufficiency_control"] > MOVED)
+    carried = moved & (judged["sufficiency"] - judged["sufficiency_control"] > MOVED)
     same_hop = judged["prompt_swap"] > MOVED
     if "edit_follows" in judged:
         same_hop = same_hop.where(judged["edit_follows"].isna(), judged["edit_follows"] > MOVED)

@@ -39,6 +39,11 @@ def test_look_alikes_are_told_apart_by_what_other_questions_say():
     assert list(mark_invented(table, np.zeros(7, bool))) == ["planted"] * 5 + [None] * 2
 
 
+def test_a_fact_that_loses_its_answer_to_a_concept_that_has_it_is_no_sure_invention():
+    table = facts(same_answer=[1.0, 0.1, np.nan, 0.1], entailment=[1.0, 1.0, 1.0, 0.0])
+    assert list(mark_invented(table)) == ["invented", "unsure", "invented", "look-alike"]
+
+
 def test_without_probes_nothing_is_called_invented():
     table = facts(verdict=["mnemonic", "rote"]).drop(columns=["entailment", "entailment_control"])
     assert list(mark_invented(table)) == ["unsure", None]

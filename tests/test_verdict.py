@@ -142,13 +142,6 @@ def test_an_edit_of_the_concept_decides_about_the_second_hop_where_there_is_one(
     assert judge(evidence(hits=0).assign(edit_follows=follows))["verdict"][0] == "rote"
 
 
-def test_a_fact_that_another_concept_with_its_answer_moves_is_unsure():
-    given_ = trials(hits=8)
-    for kept, verdict in ((0.9, "mnemonic"), (0.1, "unsure")):
-        steady = dataclasses.replace(given_, same_answer=torch.tensor([kept]))
-        assert judge(weigh(steady, torch.tensor([1.0])))["verdict"][0] == verdict
-
-
 def test_whole_swaps_and_swaps_without_the_answer_count_where_they_were_tried():
     row = evidence(hits=2).iloc[0]
     assert row["swap_without_answer"] == 2 / 4

@@ -1,0 +1,91 @@
+"""The concepts of a finished study as vectors at its waypoint: what any further intervention on it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemo.errors import MnemoError
+from mnemo.interventions import ConceptTable, ConceptVectors, agrees, ask_concepts, concept_vectors
+from mnemo.prompts import answer_token, render
+
+if TYPE_CHECKING:
+    from mnemo.study import Study
+
+
+@dataclass(frozen=True)
+class StudyConcepts:
+    """Every concept that was read in a study, and the vectors that swap them.
+
+    Attributes:
+        table: the concepts and the answer that the model gives for each.
+        vectors: theirs at the waypoint, each without the state of the fact that looks at it.
+        answers: answer token of each recalled fact.
+        concepts: row of `table` that each recalled fact was read as; -1 for none.
+        rows: place of each recalled fact among them, by fact_id.
+    """
+
+    table: ConceptTable
+    vectors: ConceptVectors
+    answers: Int[Tensor, " fact"]
+    concepts: Int[Tensor, " fact"]
+    rows: dict[str, int]
+
+    def find(self, phrase: str) -> int:
+        """Return the row of a concept in `table`.
+
+        Raises:
+            MnemoError: it is not there.
+        """
+        if phrase not in self.table.phrases:
+            raise MnemoError(f"the concept {phrase!r} cannot be asked about: its tokenizer cannot spell it")
+        return self.table.phrases.index(phrase)
+
+    def swap(self, fact_id: str, phrase: str) -> Float[Tensor, " d"]:
+        """Return what takes a fact's state at the waypoint from its own concept to another.
+
+        Raises:
+            MnemoError: the fact has no concept, or the other one is unknown.
+        """
+        fact = torch.tensor([self.rows[fact_id]])
+        own, other = self.concepts[fact], torch.tensor([self.find(phrase)])
+        if own < 0:
+            raise MnemoError(f"no concept was read for fact {fact_id!r}, so there is none to swap")
+        return self.vectors.between(fact, own, other)[0]
+
+
+def study_concepts(study: Study, *, also: Sequence[str] = ()) -> StudyConcepts:
+    """Collect the concepts of a study.
+
+    Args:
+        study: what `extract` found.
+        also: further phrases; they have no cues, so their vectors come from their own prompts.
+
+    Raises:
+        MnemoError: the study has no waypoint, or its task cannot ask about concepts.
+    """
+    if study.waypoint is None or study.task.concept_recall is None:
+        why = study.notes[0] if study.notes else "nothing was read"
+        raise MnemoError(f"this study has no concepts to move: {why}")
+    facts = study.table[study.table["recalled"]].reset_index(drop=True)
+    phrases = [phrase if isinstance(phrase, str) else None for phrase in facts["concept"]]
+    wanted = [*(phrase for phrase in phrases if phrase), *also]
+    table = ask_concepts(study.model, study.task.concept_recall, wanted)
+    rank = {phrase: i for i, phrase in enumerate(table.phrases)}
+    concepts = torch.tensor([rank.get(phrase or "", -1) for phrase in phrases])
+    tokens = study.model.tokens
+    answers = torch.tensor(
+        [
+            answer_token(render(study.task.recall, cue, tokens), answer, tokens).id
+            for cue, answer in zip(facts["cue"], facts["answer"], strict=True)
+        ]
+    )
+    contributes = torch.where(agrees(answers, concepts, table), concepts, -1)
+    vectors = concept_vectors(study.model, table, study.waypoint.states, contributes, site=study.waypoint.site)
+    rows = {fact_id: i for i, fact_id in enumerate(facts["fact_id"])}
+    return StudyConcepts(table, vectors, answers, concepts, rows)
