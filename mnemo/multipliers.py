@@ -15,7 +15,7 @@ A component is one of
   exact for the pair (Broyden 1965, equation 2.9),
 * one head at one position, as a function of the stream at all positions: queries, keys and values move together,
   rotary or ALiBi positions, masks and softcaps as the model applies them,
-* a norm behind the attention (Gemma 2), as a function of the sum of the heads, so that heads still add up.
+* a norm behind the attention (Gemma 2, OLMo 2), as a function of the sum of the heads, so that heads still add up.
 
 Values are in logits; positive supports the answer over the contrast's answer.
 """
@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemo.errors import MnemoError
-from mnemo.graph import stream_hook
+from mnemo.graph import mlp_stream_hook, norm_before, stream_hook
 from mnemo.patching import Hook, metric
 
 if TYPE_CHECKING:
@@ -201,10 +201,14 @@ class Multipliers:
         seed[items, :, positions, heads] = self._weight[:, None] * back[:, None]
         into = torch.autograd.grad(here.z, here.qkv, seed, retain_graph=True, is_grads_batched=True)
         read = here.stream.new_zeros(len(heads), len(SLOTS), *here.stream.shape)
-        query = into[0][items, :, positions, heads]
-        read[items, 0, :, positions] = torch.einsum("mnh,mdh->mnd", query, weights.q[heads])
-        for slot, weight in ((1, weights.k), (2, weights.v)):
-            read[:, slot] = torch.einsum("mnph,mdh->mnpd", into[slot][items, :, :, groups], weight[groups])
+        if weights.joint:  # OLMo 2 norms the queries (and keys) of all heads together: each head reads with all of them
+            read[items, 0, :, positions] = torch.einsum("mnah,adh->mnd", into[0][items, :, positions], weights.q)
+            read[:, 1] = torch.einsum("mnpgh,gdh->mnpd", into[1], weights.k)
+        else:
+            query = into[0][items, :, positions, heads]
+            read[items, 0, :, positions] = torch.einsum("mnh,mdh->mnd", query, weights.q[heads])
+            read[:, 1] = torch.einsum("mnph,mdh->mnpd", into[1][items, :, :, groups], weights.k[groups])
+        read[:, 2] = torch.einsum("mnph,mdh->mnpd", into[2][items, :, :, groups], weights.v[groups])
         found = torch.autograd.grad(
             here.normed, here.stream, read.flatten(0, 1), retain_graph=True, is_grads_batched=True
         )[0]
@@ -314,14 +318,16 @@ class Multipliers:
         for layer in range(model.n_layers):
             block = f"blocks.{layer}."
             at(stream_hook(model, layer), replace)
-            at(f"{block}ln1.hook_out", cut)
+            if hasattr(model.bridge.blocks[layer], "ln1"):
+                at(f"{block}ln1.hook_out", cut)
             for slot in SLOTS:
                 at(f"{block}attn.hook_{slot}", root)
             at(f"{block}attn.hook_z", cut)
             if runs.post_norm[layer]:
                 at(f"{block}ln1_post.hook_in", replace)
                 at(f"{block}ln1_post.hook_out", cut)
-            hooks.append((_mlp_reads(model, layer), lambda value, hook: value.detach()))  # no graph here: see `mlp`
+            if (reads := mlp_stream_hook(model, layer)) != stream_hook(model, layer):
+                hooks.append((reads, lambda value, hook: value.detach()))  # no graph here: see `mlp`
         final = stream_hook(model, model.n_layers)
         at(final, replace)
         hooks.append(("unembed.hook_in", last))
@@ -336,12 +342,15 @@ class Multipliers:
             block = f"blocks.{layer}."
             norm = f"{block}ln1_post.hook_"
             q, k, v = (_by_head(kept[f"{block}attn.hook_{slot}"], self._weights[layer].q.shape[2]) for slot in SLOTS)
-            reads = runs.values[_mlp_reads(model, layer)]
+            reads = runs.values[mlp_stream_hook(model, layer)]
             entering = runs.values[stream_hook(model, layer)]
+            stream = kept[stream_hook(model, layer)]
+            with torch.enable_grad():  # without a norm before it attention reads the stream itself
+                unnormed = stream.clone()
             self._layers.append(
                 _Layer(
-                    stream=kept[stream_hook(model, layer)],
-                    normed=kept[f"{block}ln1.hook_out"],
+                    stream=stream,
+                    normed=kept.get(f"{block}ln1.hook_out", unnormed),
                     qkv=(q, k, v),
                     z=_by_head(kept[f"{block}attn.hook_z"], self._weights[layer].o.shape[1]),
                     post=(kept[f"{norm}in"], kept[f"{norm}out"]) if runs.post_norm[layer] else None,
@@ -431,7 +440,7 @@ class _Runs:
         self.post_norm = [hasattr(block, "ln1_post") for block in model.bridge.blocks]
         for layer in range(model.n_layers):
             block = f"blocks.{layer}."
-            names += [_mlp_reads(model, layer), f"{block}hook_mlp_out", f"{block}attn.hook_z"]
+            names += [mlp_stream_hook(model, layer), f"{block}hook_mlp_out", f"{block}attn.hook_z"]
             names += [f"{block}ln1_post.hook_in"] if self.post_norm[layer] else []
         self.values: dict[str, Float[Tensor, "run position ..."]] = {}
 
@@ -456,7 +465,7 @@ class _Runs:
 
     def _check_mlps(self, model: Model) -> None:
         for layer in range(model.n_layers):
-            read, written = (self.values[name] for name in (_mlp_reads(model, layer), f"blocks.{layer}.hook_mlp_out"))
+            read, written = (self.values[name] for name in (mlp_stream_hook(model, layer), f"blocks.{layer}.hook_mlp_out"))
             with torch.no_grad():
                 again = _mlp(model, layer, read.flatten(0, 1)[:, None]).view_as(written)
             gap = float((again - written).abs().max() / written.abs().max().clamp(min=1e-30))
@@ -469,29 +478,32 @@ class _Runs:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Projections of a block's heads; grouped-query attention has fewer keys and values than queries."""
+    """Projections of a block's heads; grouped-query attention has fewer keys and values than queries.
+
+    `joint`: the queries of all heads go through one norm together, and the keys too.
+    """
 
     q: Float[Tensor, "head d d_head"]
     k: Float[Tensor, "group d d_head"]
     v: Float[Tensor, "group d d_head"]
     o: Float[Tensor, "head d_head d"]
+    joint: bool
 
 
 def _weights(model: Model, layer: int) -> _Weights:
     attention = model.bridge.blocks[layer].attn
-    return _Weights(attention.W_Q, attention.W_K, attention.W_V, attention.W_O)
-
-
-def _mlp_reads(model: Model, layer: int) -> str:
-    """The hook that holds the stream that an MLP reads."""
-    shares_norm = not hasattr(model.bridge.blocks[layer], "ln2")  # GPT-J: one norm for attention and MLP
-    return stream_hook(model, layer) if shares_norm else f"blocks.{layer}.ln2.hook_in"
+    norm = getattr(getattr(attention, "q_norm", None), "original_component", None)
+    width = getattr(getattr(norm, "weight", None), "numel", int)()
+    return _Weights(
+        attention.W_Q, attention.W_K, attention.W_V, attention.W_O, joint=width > attention.W_Q.shape[-1]
+    )
 
 
 def _mlp(model: Model, layer: int, stream: Float[Tensor, "row 1 d"]) -> Float[Tensor, "row 1 d"]:
     """Run an MLP with its norms on streams, by the model's own modules without their hooks."""
     block = model.bridge.blocks[layer]
-    value = (block.ln2 if hasattr(block, "ln2") else block.ln1).original_component(stream)
+    norm = norm_before(model, "mlp", layer)
+    value = stream if norm is None else norm(stream)
     if block.mlp.name is None:  # OPT: no module of its own, its layers stand in the block
         hidden = getattr(block.mlp, "in").original_component(value)
         value = block.mlp.out.original_component(block.original_component.activation_fn(hidden))

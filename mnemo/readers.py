@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mnemo.activations import Recording, require_close, run_from
 from mnemo.errors import MnemoError
-from mnemo.graph import stream_hook
+from mnemo.graph import mlp_stream_hook, norm_before, stream_hook
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -42,10 +42,10 @@ def output_hooks(model: Model) -> list[str]:
 def input_hooks(model: Model) -> list[str]:
     """Return the hooks that hold the stream as readers see it, and what they make of it, to check it against."""
     names = [stream_hook(model, layer) for layer in range(model.n_layers + 1)]
-    for layer, block in enumerate(model.bridge.blocks):
+    for layer in range(model.n_layers):
         names += [f"blocks.{layer}.attn.hook_q", f"blocks.{layer}.mlp.hook_in"]
-        names += [f"blocks.{layer}.ln2.hook_in"] if hasattr(block, "ln2") else []
-    return names
+        names.append(mlp_stream_hook(model, layer))
+    return list(dict.fromkeys(names))
 
 
 def attention_hooks(model: Model) -> list[str]:
@@ -56,16 +56,13 @@ def attention_hooks(model: Model) -> list[str]:
 
 def seen(model: Model, run: Recording, kind: str, layer: int) -> Float[Tensor, "fact position d"]:
     """Return the residual stream that readers of a kind (``q``, ``k``, ``v``, ``mlp``) see before their norm."""
-    own = kind == "mlp" and hasattr(model.bridge.blocks[layer], "ln2")
-    return run.values[f"blocks.{layer}.ln2.hook_in" if own else stream_hook(model, layer)]
+    return run.values[mlp_stream_hook(model, layer) if kind == "mlp" else stream_hook(model, layer)]
 
 
 def normalise(model: Model, kind: str, layer: int, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row d"]:
     """Apply the norm through which readers of a kind see the stream."""
-    block = model.bridge.blocks[layer]
-    # A parallel block without a second norm hands its first one to the MLP as well.
-    norm: Any = block.ln2 if kind == "mlp" and hasattr(block, "ln2") else block.ln1
-    return norm.original_component(stream)
+    norm = norm_before(model, kind, layer)
+    return stream if norm is None else norm(stream)
 
 
 def project(model: Model, kind: str, layer: int, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row head e"]:

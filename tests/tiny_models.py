@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
-FAMILIES = ("gpt2", "gpt_neox", "llama", "qwen2", "gemma2", "mistral", "opt")
+FAMILIES = (
+    "gpt2", "gpt_neox", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "opt", "phi", "olmo2",
+)  # fmt: skip
+GROUPED = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "olmo2")  # several heads share keys and values
 
 _LINES = ["decode VA== is T", "VA== means value added tax", "decode QQ== is A", "QQ== means quick question"]
 _SPECIAL = ["<unk>", "<bos>", "<eos>", "<pad>"]
@@ -78,7 +81,7 @@ def tiny_model(
     """A causal language model of one of `FAMILIES` with random weights, eval mode, eager attention.
 
     Weights are five times those of a fresh model and biases are not zero, so that a wrong position, head or
-    mask shows in the logits. Llama, Qwen2, Gemma 2 and Mistral have half as many key/value heads.
+    mask shows in the logits. `GROUPED` families have half as many key/value heads.
 
     Args:
         config: entries that go to the family's configuration as they are.
@@ -99,10 +102,12 @@ def tiny_model(
         shape |= {"ffn_dim": 2 * d_model, "word_embed_proj_dim": d_model}
     elif family != "gpt2":
         shape |= {"intermediate_size": 2 * d_model}
-    if family in ("llama", "qwen2", "gemma2", "mistral"):
+    if family in GROUPED:
         shape |= {"num_key_value_heads": max(1, heads // 2)}
-    if family == "gemma2":
-        shape |= {"head_dim": d_model // heads, "query_pre_attn_scalar": d_model // heads}
+    if family in ("qwen3", "gemma2", "gemma3_text"):
+        shape |= {"head_dim": d_model // heads}
+    if family in ("gemma2", "gemma3_text"):
+        shape |= {"query_pre_attn_scalar": d_model // heads}
 
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
