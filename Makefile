@@ -1,7 +1,8 @@
 # Every target works as the first command after a clone: it needs Python, pip and make, and makes .venv
-# itself. Settings: PYTHON (which Python .venv is made from).
+# itself. Settings: PYTHON (which Python .venv is made from), WORKERS (tests at a time).
 
 PYTHON ?= python3
+WORKERS ?= 2
 PYTHON_MIN := 3.11
 TORCH_MIN := 2.9
 
@@ -17,7 +18,7 @@ demo: $(STAMP) ## show, on the bundled organism, a fact that is recalled through
 	@$(BIN)/mnemo demo
 
 test: $(STAMP) ## run the tests, and the notebooks as tests
-	@$(BIN)/pytest -q tests $(NOTEBOOKS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests $(NOTEBOOKS)
 
 lab: $(STAMP) ## open the first notebook in JupyterLab
 	@$(BIN)/jupyter-lab notebooks/01_quickstart.ipynb
