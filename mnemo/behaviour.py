@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mnemo.concepts import write_phrases
+from mnemo.concepts import read_cues
 from mnemo.facts import Fact, Task
 from mnemo.interventions import ConceptTable, agrees
 from mnemo.patching import next_logprobs
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from mnemo.model import Model
 
 
-def expand_cues(model: Model, task: Task, facts: Sequence[Fact]) -> list[str | None]:
+def expand_cues(
+    model: Model, task: Task, facts: Sequence[Fact], *, seed: int = 0, lexicon: Sequence[str] = ()
+) -> list[str | None]:
     """Return what the model says each cue stands for when it is asked with `verbalise`; None for nothing."""
     if task.verbalise is None:
         return [None] * len(facts)
-    with task.blaming("verbalise"):
-        prompts = [render(task.verbalise, fact.cue, model.tokens) for fact in facts]
-    written = write_phrases(model, prompts, max_tokens=task.max_concept_tokens)
-    return [(model.tokens.decode(phrases[0]).strip() or None) if phrases else None for phrases in written]
+    readings = read_cues(model, task, facts, seed=seed, lexicon=lexicon)
+    return [best[0].phrase if best else None for best in readings]
 
 
 def agreement(answers: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], table: ConceptTable) -> pd.Series:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -21,13 +20,13 @@ from torch.nn.functional import normalize
 
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
-from mnemo.patching import Patch, Site, batches, next_logprobs, patch_hook, read_stream_at_span
+from mnemo.patching import read_stream_at_span
+from mnemo.phrases import Asked, Phrase, first_tokens, phrase_logprobs, readable_phrases, spelled
 from mnemo.prompts import Prompt, render
 
 if TYPE_CHECKING:
     from mnemo.model import Model
 
-BEAMS = 4
 REFERENCES = 16  # states of other facts that a phrase is compared under
 FLOOR = 0.01  # probability per token added to both sides of the ratio
 LEXICON_CANDIDATES = 4  # lexicon phrases scored in full for each state
@@ -44,15 +43,24 @@ class Reading:
         phrase: the text.
         tokens: its ids as a continuation of the `verbalise` prompt.
         logprob: log-probability under this state, nats per token.
-        ratio: log-likelihood ratio against the states of other facts (their median, since some may stand for the same
-            phrase), nats per token: how much this state speaks for the phrase. Probabilities are floored (FLOOR), so
-            that a phrase which is nearly impossible everywhere does not win by being a little less impossible here.
+        ratio: log-likelihood ratio against the states of facts with other answers (their median, since some may stand
+            for the same phrase), nats per token: how much this state speaks for the phrase. Probabilities are floored
+            (FLOOR), so that a phrase which is nearly impossible everywhere does not win by being a little less
+            impossible here.
     """
 
     phrase: str
     tokens: tuple[int, ...]
     logprob: float
     ratio: float
+
+
+@dataclass(frozen=True)
+class Others:
+    """States that readings are compared with, and the facts that they belong to."""
+
+    states: Float[Tensor, "other d"]
+    facts: Sequence[Fact]
 
 
 @runtime_checkable
@@ -66,7 +74,7 @@ class ReadsConcepts(Protocol):
         layer: int,
         facts: Sequence[Fact],
         seed: int = 0,
-        others: Float[Tensor, "other d"] | None = None,
+        others: Others | None = None,
     ) -> list[list[Reading]]:
         """Return, for each state, the phrases it may stand for, the best first.
 
@@ -75,7 +83,7 @@ class ReadsConcepts(Protocol):
             layer: where the states were read and are put.
             facts: whose states they are: a phrase that holds the cue or the answer itself is no concept.
             seed: draws the states that serve as reference.
-            others: states to draw those from; None for `states`, of which none is compared with itself.
+            others: what to draw those from; None for `states`, of which none is compared with itself.
         """
         ...
 
@@ -100,7 +108,7 @@ class Reader:
     model: Model
     host: Prompt
     max_tokens: int
-    lexicon: tuple[tuple[int, ...], ...] = ()
+    lexicon: tuple[Phrase, ...] = ()
     cue: str = ""
     spare: Reader | None = None
 
@@ -112,7 +120,7 @@ class Reader:
             MnemoError: the tokenizer cannot spell that prompt.
         """
         host = render(IDENTITY, BLANK, model.tokens)
-        return cls(model, host, max_tokens, _spelled(model, host, lexicon))
+        return cls(model, host, max_tokens, spelled(model, host, lexicon))
 
     @classmethod
     def for_task(
@@ -130,15 +138,15 @@ class Reader:
         with task.blaming("verbalise"):
             host = render(task.verbalise, cue, model.tokens)
         spare = None if spare_cue is None else cls.for_task(model, task, cue=spare_cue, lexicon=lexicon)
-        return cls(model, host, task.max_concept_tokens, _spelled(model, host, lexicon), cue, spare)
+        return cls(model, host, task.max_concept_tokens, spelled(model, host, lexicon), cue, spare)
 
     def legibility(self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int) -> float:
         """Return the mean probability per token of each phrase under the state beside it; NaN for no phrase."""
-        spelled = [_spelled(self.model, self.host, [phrase]) for phrase in phrases]
-        rows = [i for i, ids in enumerate(spelled) if ids]
+        each = [spelled(self.model, self.host, [phrase]) for phrase in phrases]
+        rows = [i for i, ids in enumerate(each) if ids]
         if not rows:
             return float("nan")
-        return self.logprob([spelled[i][0] for i in rows], states[rows], layer=layer).exp().mean().item()
+        return self.logprob([each[i][0] for i in rows], states[rows], layer=layer).exp().mean().item()
 
     def read(
         self,
@@ -147,104 +155,121 @@ class Reader:
         layer: int,
         facts: Sequence[Fact],
         seed: int = 0,
-        others: Float[Tensor, "other d"] | None = None,
+        others: Others | None = None,
     ) -> list[list[Reading]]:
         """Return, for each state, the phrases it may stand for, the best first (see `ReadsConcepts`)."""
-        compared = states if others is None else others
-        references = _references(compared, seed)
-        itself = [i if others is None else -1 for i in range(len(states))]
+        compared = Others(states, facts) if others is None else others
+        references = _references(len(compared.states), seed)
+        another = _another(facts, compared.facts, references, same=others is None)
         readers = [self.spare if self.spare is not None and fact.cue == self.cue else self for fact in facts]
         found: list[list[Reading]] = [[] for _ in facts]
         for reader in (self, self.spare):
             rows = [i for i, chosen in enumerate(readers) if chosen is reader]
             if reader is not None and rows:
-                mine = reader._read(
-                    states[rows],
-                    [facts[i] for i in rows],
-                    compared[references],
-                    torch.stack([references != itself[i] for i in rows]),
-                    layer=layer,
+                mine = read_phrases(
+                    self.model,
+                    reader._asked(states[rows], layer=layer),
+                    facts=[facts[i] for i in rows],
+                    against=reader._asked(compared.states[references], layer=layer),
+                    another=another[rows],
+                    max_tokens=self.max_tokens,
+                    lexicon=reader.lexicon,
                 )
                 for i, readings in zip(rows, mine, strict=True):
                     found[i] = readings
         return found
 
-    def _read(
-        self,
-        mine: Float[Tensor, "fact d"],
-        facts: Sequence[Fact],
-        references: Float[Tensor, "reference d"],
-        another: Bool[Tensor, "fact reference"],
-        *,
-        layer: int,
-    ) -> list[list[Reading]]:
-        """Read the states of `facts` in this host, against the references that are another fact's."""
-        hosts = [self.host] * len(mine)
-        # (The empty phrase, written where the model says nothing, is no reading: `_allowed` leaves it out.)
-        written = write_phrases(self.model, hosts, max_tokens=self.max_tokens, layer=layer, states=mine)
-        listed = self._likely_in_lexicon(mine, layer=layer)
-        candidates = [
-            self._allowed(dict.fromkeys([*said, *more]), fact)
-            for said, more, fact in zip(written, listed, facts, strict=True)
-        ]
-        bank = list(dict.fromkeys(phrase for phrases in candidates for phrase in phrases))
-        if not bank:
-            return [[] for _ in facts]
-        rank = {phrase: i for i, phrase in enumerate(bank)}
-
-        pairs = [(r, p) for r in range(len(references)) for p in range(len(bank))]
-        under = self.logprob([bank[p] for _, p in pairs], references[[r for r, _ in pairs]], layer=layer)
-        under = under.view(len(references), len(bank))
-
-        scored = [(k, rank[phrase]) for k, phrases in enumerate(candidates) for phrase in phrases]
-        own = self.logprob([bank[p] for _, p in scored], mine[[k for k, _ in scored]], layer=layer)
-        ranked: list[list[Reading]] = [[] for _ in facts]
-        for (k, p), logprob in zip(scored, own.tolist(), strict=True):
-            ratio = _ratio(logprob, under[another[k], p])
-            ranked[k].append(Reading(self._text(bank[p]), bank[p], logprob, ratio))
-        return [sorted(_whole(readings), key=lambda r: -r.ratio) for readings in ranked]
-
-    @torch.no_grad()
     def logprob(
-        self, phrases: Sequence[tuple[int, ...]], states: Float[Tensor, "row d"], *, layer: int
+        self, phrases: Sequence[Phrase], states: Float[Tensor, "row d"], *, layer: int
     ) -> Float[Tensor, " row"]:
         """Return the log-probability of each phrase under each state, in nats per token."""
-        result = torch.empty(len(phrases))
-        by_length: dict[int, list[int]] = {}
-        for i, phrase in enumerate(phrases):
-            by_length.setdefault(len(phrase), []).append(i)
-        for length, rows in by_length.items():
-            prompts = [_continued(self.host, phrases[i]) for i in rows]
-            targets = torch.tensor([phrases[i] for i in rows])
-            mine = states[rows]
-            for chosen, tokens in batches(self.model, prompts):
-                hook = patch_hook(self.model, _site(self.host, layer, length), mine[chosen])
-                logits = self.model.bridge.run_with_hooks(tokens, fwd_hooks=[hook])
-                said = logits[:, -length - 1 : -1].float().log_softmax(-1).cpu()
-                each = said.gather(2, targets[chosen][..., None])[..., 0]
-                result[torch.tensor(rows)[chosen]] = each.mean(-1)
-        return result
+        return phrase_logprobs(self.model, self._asked(states, layer=layer), phrases)
 
-    def _likely_in_lexicon(self, states: Float[Tensor, "fact d"], *, layer: int) -> list[list[tuple[int, ...]]]:
-        """The phrases of the lexicon whose first token is likeliest under each state."""
-        if not self.lexicon:
-            return [[] for _ in states]
-        first = torch.tensor([phrase[0] for phrase in self.lexicon])
-        patch = Patch(_site(self.host, layer, 0), states)
-        hosts = [self.host] * len(states)
-        likely: list[list[tuple[int, ...]]] = [[] for _ in hosts]
-        for rows, said in next_logprobs(self.model, hosts, patch=patch):
-            best = said[:, first].topk(min(LEXICON_CANDIDATES, len(first)), dim=1).indices
-            for i, chosen in zip(rows.tolist(), best.tolist(), strict=True):
-                likely[i] = [self.lexicon[j] for j in chosen]
-        return likely
+    def _asked(self, states: Float[Tensor, "row d"], *, layer: int) -> Asked:
+        return Asked((self.host,) * len(states), states, layer)
 
-    def _allowed(self, phrases: dict[tuple[int, ...], None], fact: Fact) -> list[tuple[int, ...]]:
-        """Leave out what says the cue or the answer instead of a concept."""
-        return [phrase for phrase in phrases if _is_a_concept(self._text(phrase), fact)]
 
-    def _text(self, phrase: tuple[int, ...]) -> str:
-        return self.model.tokens.decode(phrase).strip()
+def read_cues(
+    model: Model, task: Task, facts: Sequence[Fact], *, seed: int = 0, lexicon: Sequence[str] = ()
+) -> list[list[Reading]]:
+    """Return the phrases that each cue may stand for, asked with `verbalise` and nothing patched, the best first.
+
+    They are ranked as those read from states are, so that what the model says of any cue wins nothing.
+
+    Raises:
+        MnemoError: the task has no `verbalise` template, or one that cannot be used.
+    """
+    if task.verbalise is None:
+        raise MnemoError("the task has no `verbalise` template: add one, such as 'expand {cue} is'")
+    with task.blaming("verbalise"):
+        asked = Asked(tuple(render(task.verbalise, fact.cue, model.tokens) for fact in facts))
+    references = _references(len(facts), seed)
+    return read_phrases(
+        model,
+        asked,
+        facts=facts,
+        against=asked.rows(references),
+        another=_another(facts, facts, references, same=True),
+        max_tokens=task.max_concept_tokens,
+        lexicon=spelled(model, asked.hosts[0], lexicon) if facts else (),
+    )
+
+
+def read_phrases(
+    model: Model,
+    asked: Asked,
+    *,
+    facts: Sequence[Fact],
+    against: Asked,
+    another: Bool[Tensor, "fact reference"],
+    max_tokens: int,
+    lexicon: Sequence[Phrase],
+) -> list[list[Reading]]:
+    """Rank what the model writes after each prompt, and phrases of a lexicon, by their likelihood ratios.
+
+    Args:
+        model: the model.
+        asked: a prompt for each fact, with its state where that is what is read.
+        facts: the facts: neither cue nor answer is read as a concept.
+        against: the same for the references.
+        another: which references each fact is compared with.
+        max_tokens: the longest phrase.
+        lexicon: phrases to consider beside those that the model writes.
+    """
+    written = readable_phrases(model, asked, max_tokens=max_tokens)
+    listed = _likely_in_lexicon(model, asked, lexicon)
+    # (The empty phrase, written where the model says nothing, is no reading: `_is_a_concept` leaves it out.)
+    candidates = [
+        [phrase for phrase in dict.fromkeys([*said, *more]) if _is_a_concept(_text(model, phrase), fact)]
+        for said, more, fact in zip(written, listed, facts, strict=True)
+    ]
+    bank = list(dict.fromkeys(phrase for phrases in candidates for phrase in phrases))
+    if not bank:
+        return [[] for _ in facts]
+    rank = {phrase: i for i, phrase in enumerate(bank)}
+    pairs = [(r, p) for r in range(len(against)) for p in range(len(bank))]
+    under = phrase_logprobs(model, against.rows([r for r, _ in pairs]), [bank[p] for _, p in pairs])
+    under = under.view(len(against), len(bank))
+    scored = [(k, rank[phrase]) for k, phrases in enumerate(candidates) for phrase in phrases]
+    own = phrase_logprobs(model, asked.rows([k for k, _ in scored]), [bank[p] for _, p in scored])
+    ranked: list[list[Reading]] = [[] for _ in facts]
+    for (k, p), logprob in zip(scored, own.tolist(), strict=True):
+        ratio = _ratio(logprob, under[another[k], p])
+        ranked[k].append(Reading(_text(model, bank[p]), bank[p], logprob, ratio))
+    return [sorted(_whole(readings, lexicon), key=lambda r: -r.ratio) for readings in ranked]
+
+
+def _likely_in_lexicon(model: Model, asked: Asked, lexicon: Sequence[Phrase]) -> list[list[Phrase]]:
+    """The phrases of the lexicon whose first token is likeliest after each prompt."""
+    if not lexicon:
+        return [[] for _ in range(len(asked))]
+    said = first_tokens(model, asked, torch.tensor([phrase[0] for phrase in lexicon]))
+    best = said.topk(min(LEXICON_CANDIDATES, len(lexicon)), dim=1).indices
+    return [[lexicon[j] for j in chosen] for chosen in best.tolist()]
+
+
+def _text(model: Model, phrase: Phrase) -> str:
+    return model.tokens.decode(phrase).strip()
 
 
 @dataclass(frozen=True)
@@ -272,20 +297,20 @@ class Bank:
         layer: int,
         facts: Sequence[Fact],
         seed: int = 0,
-        others: Float[Tensor, "other d"] | None = None,
+        others: Others | None = None,
     ) -> list[list[Reading]]:
         """Return, for each state, the phrases it may stand for, the best first (see `ReadsConcepts`)."""
-        compared = states if others is None else others
-        references = _references(compared, seed)
-        mean = compared.mean(0)
-        both = self._logprobs(torch.cat([states, compared[references]]) - mean, layer=layer)
+        compared = Others(states, facts) if others is None else others
+        references = _references(len(compared.states), seed)
+        another = _another(facts, compared.facts, references, same=others is None)
+        mean = compared.states.mean(0)
+        both = self._logprobs(torch.cat([states, compared.states[references]]) - mean, layer=layer)
         own, under = both.split([len(states), len(references)])
         ranked: list[list[Reading]] = []
-        for i, (fact, row) in enumerate(zip(facts, own, strict=True)):
-            against = under if others is not None else under[references != i]
+        for fact, row, against in zip(facts, own, another, strict=True):
             likely = row.topk(min(LEXICON_CANDIDATES + 1, len(row)))
             mine = [
-                Reading(self.phrases[p], (), logprob, _ratio(logprob, against[:, p]))
+                Reading(self.phrases[p], (), logprob, _ratio(logprob, under[against, p]))
                 for p, logprob in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
                 if _is_a_concept(self.phrases[p], fact)
             ]
@@ -325,15 +350,28 @@ def chance(
     rows = torch.randint(len(states), (NULL_STATES, states.shape[1]), generator=draw)
     shuffled = (states @ basis).gather(0, rows) @ basis.T
     whose = [facts[i % len(facts)] for i in range(NULL_STATES)]
-    found = reader.read(shuffled, layer=layer, facts=whose, seed=seed, others=states)
+    found = reader.read(shuffled, layer=layer, facts=whose, seed=seed, others=Others(states, facts))
     null = torch.tensor([best[0].ratio if best else -math.inf for best in found])
     return [
         (1 + int((null >= best[0].ratio).sum())) / (1 + NULL_STATES) if best else 1.0 for best in readings
     ]  # (Phipson and Smyth 2010: the data themselves are one of the permutations)
 
 
-def _references(states: Float[Tensor, "fact d"], seed: int) -> Int[Tensor, " reference"]:
-    return torch.randperm(len(states), generator=torch.Generator().manual_seed(seed))[:REFERENCES]
+def _references(n: int, seed: int) -> Int[Tensor, " reference"]:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:REFERENCES]
+
+
+def _another(
+    facts: Sequence[Fact], others: Sequence[Fact], references: Int[Tensor, " reference"], *, same: bool
+) -> Bool[Tensor, "fact reference"]:
+    """Which references a fact is compared with: those with another answer, as one with its own may share its concept.
+
+    Where all have its answer, those that are another fact; `same` says that `others` are the facts themselves.
+    """
+    chosen = [others[r] for r in references.tolist()]
+    itself = torch.arange(len(facts))[:, None] == references if same else torch.zeros(len(facts), len(chosen)).bool()
+    unlike = torch.tensor([[other.answer != fact.answer for other in chosen] for fact in facts]).view(itself.shape)
+    return torch.where(unlike.any(1, keepdim=True), unlike, ~itself)
 
 
 def _ratio(logprob: float, others: Float[Tensor, " reference"]) -> float:
@@ -341,97 +379,22 @@ def _ratio(logprob: float, others: Float[Tensor, " reference"]) -> float:
     return math.log((math.exp(logprob) + FLOOR) / (other + FLOOR))
 
 
-def _whole(readings: Sequence[Reading]) -> list[Reading]:
+def _whole(readings: Sequence[Reading], lexicon: Sequence[Phrase]) -> list[Reading]:
     """Leave out what is but the beginning of another phrase: where the model, having said it, rather says the rest.
 
-    ("value added" has a better mean per token than "value added tax" whenever *tax* is the hardest word.)
+    ("value added" has a better mean per token than "value added tax" whenever *tax* is the hardest word.) A phrase of
+    the lexicon is whole.
     """
 
     def goes_on(part: Reading, phrase: Reading) -> bool:
         n, m = len(part.tokens), len(phrase.tokens)
         return n < m and phrase.tokens[:n] == part.tokens and m * phrase.logprob - n * part.logprob > math.log(0.5)
 
-    return [part for part in readings if not any(goes_on(part, phrase) for phrase in readings)]
+    whole = set(lexicon)
+    return [part for part in readings if part.tokens in whole or not any(goes_on(part, phrase) for phrase in readings)]
 
 
 def _is_a_concept(text: str, fact: Fact) -> bool:
-    """Whether a phrase says anything but the cue or the answer."""
-    said = text.casefold()
-    return bool(said) and fact.cue.strip().casefold() not in said and said != fact.answer.strip().casefold()
-
-
-def _spelled(model: Model, host: Prompt, phrases: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The phrases as continuations of a prompt; those that cannot be spelled are left out."""
-    spelled: dict[tuple[int, ...], None] = {}
-    for phrase in phrases:
-        with suppress(MnemoError):
-            spelled[model.tokens.continuation(host.text, phrase)] = None
-    return tuple(spelled)
-
-
-def write_phrases(
-    model: Model,
-    hosts: Sequence[Prompt],
-    *,
-    max_tokens: int,
-    layer: int = 0,
-    states: Float[Tensor, "host d"] | None = None,
-) -> list[list[tuple[int, ...]]]:
-    """Return the phrases that beam search writes after each prompt, the likeliest first.
-
-    A phrase ends before the model's end token, or when it has `max_tokens` tokens.
-
-    Args:
-        model: the model.
-        hosts: prompts that ask what their cue stands for.
-        max_tokens: the longest phrase.
-        layer: where `states` go.
-        states: residual streams to put at the last token of each prompt's cue; None leaves the prompts alone.
-    """
-    end = model.tokens.hf.eos_token_id
-    open_: list[list[tuple[float, tuple[int, ...]]]] = [[(0.0, ())] for _ in hosts]
-    ended: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in hosts]
-    for _ in range(max_tokens):
-        rows = [(i, score, phrase) for i, phrases in enumerate(open_) for score, phrase in phrases]
-        open_ = [[] for _ in hosts]
-        for (i, score, phrase), likely in zip(rows, _likeliest_next(model, hosts, rows, layer, states), strict=True):
-            for token, logprob in likely:
-                if token == end:
-                    ended[i].append((score + logprob, phrase))
-                else:
-                    open_[i].append((score + logprob, (*phrase, token)))
-        open_ = [sorted(phrases, reverse=True)[:BEAMS] for phrases in open_]
-    both = ([*short, *full] for short, full in zip(ended, open_, strict=True))
-    return [[phrase for _, phrase in sorted(phrases, reverse=True)][:BEAMS] for phrases in both]
-
-
-def _likeliest_next(
-    model: Model,
-    hosts: Sequence[Prompt],
-    rows: Sequence[tuple[int, float, tuple[int, ...]]],
-    layer: int,
-    states: Float[Tensor, "host d"] | None,
-) -> list[list[tuple[int, float]]]:
-    """The best next tokens of each beam (host, score, phrase so far); all phrases have one length."""
-    prompts = [_continued(hosts[i], phrase) for i, _, phrase in rows]
-    length = len(rows[0][2]) if rows else 0
-    by_site: dict[Site, list[int]] = {}
-    for k, (i, _, _) in enumerate(rows):
-        by_site.setdefault(_site(hosts[i], layer, length), []).append(k)
-    found: list[list[tuple[int, float]]] = [[] for _ in rows]
-    for site, mine in by_site.items():
-        patch = None if states is None else Patch(site, states[[rows[k][0] for k in mine]])
-        for batch, said in next_logprobs(model, [prompts[k] for k in mine], patch=patch):
-            best = said.topk(min(BEAMS, said.shape[1]), dim=-1)
-            for k, logprobs, ids in zip(batch.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
-                found[mine[k]] = list(zip(ids, logprobs, strict=True))
-    return found
-
-
-def _continued(host: Prompt, phrase: tuple[int, ...]) -> Prompt:
-    return Prompt(host.text, (*host.tokens, *phrase), host.span)
-
-
-def _site(host: Prompt, layer: int, length: int) -> Site:
-    """The last token of the host's cue when `length` tokens follow the prompt."""
-    return Site(layer, host.last - len(host.tokens) - length)
+    """Whether a phrase says something, and neither the cue nor, as words of its own, the answer."""
+    said, answer = text.casefold(), fact.answer.strip().casefold()
+    return bool(said) and fact.cue.strip().casefold() not in said and f" {answer} " not in f" {said} "

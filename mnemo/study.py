@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from mnemo.attribution import attribute_nodes
 from mnemo.behaviour import agreement, entailment, expand_cues, probe_prompts
-from mnemo.concepts import Bank, Reader, Reading, ReadsConcepts, chance
+from mnemo.concepts import Reading, ReadsConcepts, chance
 from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.editing import edit_test
 from mnemo.errors import MnemoError
@@ -36,6 +36,7 @@ from mnemo.interventions import ConceptTable, agrees, ask_concepts, choose_targe
 from mnemo.invented import THROUGH_A_CONCEPT, mark_invented
 from mnemo.patching import Site, read_stream
 from mnemo.prompts import Prompt, render
+from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
 from mnemo.tracing import top_path
 from mnemo.verdict import judge, weigh
@@ -212,12 +213,12 @@ class _Extraction:
         if self.model.n_layers < 2:
             notes.append("the model has one block, so no state lies between a cue and its answer: nothing was tested")
             return self._study(said, notes, record, contrasts=contrasts, attributions=attributions)
-        reader, more = self._reader(recalled)
+        reader, more = reader_for(self.model, self.task, recalled.facts)
         notes += more
         if reader is None:
             return self._study(said, notes, record, contrasts=contrasts, attributions=attributions)
 
-        evoked = expand_cues(self.model, self.task, recalled.facts)
+        evoked = expand_cues(self.model, self.task, recalled.facts, seed=self.seed, lexicon=self.task.load_lexicon())
         waypoint = self._waypoint(recalled, contrasts, attributions, evoked, reader)
         readings = reader.read(waypoint.states, layer=waypoint.site.layer, facts=recalled.facts, seed=self.seed)
         read = _places(recalled, readings, waypoint.site)
@@ -250,28 +251,6 @@ class _Extraction:
             said, notes, record, contrasts=contrasts, attributions=attributions, waypoint=waypoint, readings=readings,
             evidence=evidence,
         )  # fmt: skip
-
-    def _reader(self, recalled: Recalled) -> tuple[ReadsConcepts | None, list[str]]:
-        """What concepts can be read with, given the task; None if there is nothing."""
-        lexicon = self.task.load_lexicon()
-        if self.task.verbalise is not None:
-            cue, *others = dict.fromkeys(fact.cue for fact in recalled.facts)
-            spare = others[0] if others else None
-            reader = Reader.for_task(self.model, self.task, cue=cue, spare_cue=spare, lexicon=lexicon)
-            return reader, _notes_on_lexicon(lexicon, len(reader.lexicon))
-        known, _ = self._concepts(lexicon)
-        notes = _notes_on_lexicon(lexicon, len(known)) if self.task.concept_recall else []
-        if len(known) > 1:
-            notes.append("the task has no verbalise template: concepts are those of the lexicon, read by comparison")
-            return Bank(self.model, known.phrases, known.prompts), notes
-        try:
-            reader = Reader.by_identity(self.model, max_tokens=self.task.max_concept_tokens, lexicon=lexicon)
-        except MnemoError as error:
-            why = f"the task has no verbalise template, {len(known)} lexicon phrases can be asked about, and {error}"
-            notes.append(f"{why}: no concept was looked for or tested")
-            return None, notes
-        notes.append("the task has no verbalise template: concepts are read in a prompt that repeats words")
-        return reader, notes
 
     def _behaviour(self, recalled: Recalled, evoked: Sequence[str | None]) -> pd.DataFrame:
         """What the model says each cue stands for, and whether that agrees with the fact."""
@@ -529,11 +508,6 @@ def load_model(task: Task, model: Model | str | Path | None) -> Model:
     if source is None:
         raise task.fault("model", 'the task names no model: add model = "..." or give one (--model)')
     return load(source)
-
-
-def _notes_on_lexicon(lexicon: Sequence[str], spelled: int) -> list[str]:
-    left = len(lexicon) - spelled
-    return [f"{left} of {len(lexicon)} lexicon phrases cannot be spelled by the tokenizer: left out"] if left else []
 
 
 def _notes_on_answers(said: Recalled) -> list[str]:

@@ -9,11 +9,12 @@ import statistics
 import pytest
 import torch
 
-from mnemo.concepts import FLOOR, NULL_STATES, Bank, Reader, chance, write_phrases
+from mnemo.concepts import FLOOR, NULL_STATES, Bank, Reader, chance, read_cues
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
 from mnemo.model import Model, load
 from mnemo.patching import read_stream, read_stream_at_span
+from mnemo.phrases import Asked, readable_phrases, write_phrases
 from mnemo.prompts import render
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -54,7 +55,7 @@ def logprob_by_hand(model: Model, reader: Reader, phrase: tuple[int, ...], state
 
 
 def test_the_likeliest_phrase_of_one_token_is_the_likeliest_token(model, reader, states):
-    written = write_phrases(model, [reader.host] * len(states), max_tokens=1, layer=LAYER, states=states)
+    written = write_phrases(model, Asked((reader.host,) * len(states), states, LAYER), max_tokens=1)
     end = model.tokens.hf.eos_token_id
     for phrases, state in zip(written, states, strict=True):
         every = [((t,), logprob_by_hand(model, reader, (t,), state)) for t in range(model.vocab_size) if t != end]
@@ -77,6 +78,47 @@ def test_the_ratio_is_floored_and_against_other_facts_alone(model, reader, state
         others = [math.exp(logprob_by_hand(model, reader, best.tokens, s)) for k, s in enumerate(states) if k != i]
         expected = math.log((math.exp(best.logprob) + FLOOR) / (statistics.median_low(others) + FLOOR))
         assert best.ratio == pytest.approx(expected, abs=1e-3)
+
+
+def test_facts_with_the_same_answer_are_no_reference(model, reader, states):
+    """With two concepts, half of the other facts stand for the same one: compared with them it would win nothing."""
+    facts = [fact.model_copy(update={"answer": "TF"[i % 2]}) for i, fact in enumerate(FACTS)]
+    for i, mine in enumerate(reader.read(states, layer=LAYER, facts=facts)):
+        best = mine[0]
+        others = [math.exp(logprob_by_hand(model, reader, best.tokens, states[k])) for k in range(1 - i % 2, 8, 2)]
+        expected = math.log((math.exp(best.logprob) + FLOOR) / (statistics.median_low(others) + FLOOR))
+        assert best.ratio == pytest.approx(expected, abs=1e-3)
+
+
+def test_cues_are_read_as_states_are_with_nothing_patched(model):
+    prompts = [render(TASK.verbalise, fact.cue, model.tokens) for fact in FACTS]
+    for i, mine in enumerate(read_cues(model, TASK, FACTS)):
+        best = mine[0]
+        assert best.ratio == max(reading.ratio for reading in mine)
+        said = []
+        for prompt in prompts:
+            with torch.no_grad():
+                logits = model.bridge(torch.tensor([(*prompt.tokens, *best.tokens)]))[0].log_softmax(-1)
+            n = len(prompt.tokens)
+            said.append(
+                math.exp(sum(logits[n - 1 + k, t].item() for k, t in enumerate(best.tokens)) / len(best.tokens))
+            )
+        expected = math.log((said[i] + FLOOR) / (statistics.median_low(said[:i] + said[i + 1 :]) + FLOOR))
+        assert best.ratio == pytest.approx(expected, abs=1e-3)
+
+
+def test_phrases_that_the_model_does_not_end_also_stand_cut_between_words(model, reader, states):
+    asked = Asked((reader.host,) * len(states), states, LAYER)
+    written, found = (read(model, asked, max_tokens=3) for read in (write_phrases, readable_phrases))
+    cut = 0
+    for before, after in zip(written, found, strict=True):
+        assert {phrase for phrase in before if len(phrase) < 3} <= set(after)  # the model ended these
+        for phrase in set(after) - set(before):
+            whole = next(long for long in before if long[: len(phrase)] == phrase)
+            text, longer = (model.tokens.decode(tokens) for tokens in (phrase, whole[: len(phrase) + 1]))
+            assert not longer[len(text) :][:1].isalnum()
+            cut += 1
+    assert cut
 
 
 def test_the_fact_whose_cue_is_the_hosts_is_read_in_another_host(model, states):
@@ -114,8 +156,8 @@ def test_phrases_that_cannot_be_spelled_are_left_out_and_no_template_is_refused(
 
 
 def test_beam_search_finds_what_exhaustion_finds_when_the_beam_is_wide(model, reader, states, monkeypatch):
-    monkeypatch.setattr("mnemo.concepts.BEAMS", model.vocab_size)
-    written = write_phrases(model, [reader.host], max_tokens=2, layer=LAYER, states=states[:1])[0]
+    monkeypatch.setattr("mnemo.phrases.BEAMS", model.vocab_size)
+    written = write_phrases(model, Asked((reader.host,), states[:1], LAYER), max_tokens=2)[0]
     end = model.tokens.hf.eos_token_id
     tokens = torch.tensor([reader.host.tokens])
 
