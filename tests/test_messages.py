@@ -1,0 +1,56 @@
+"""What an edge carries: messages add up to the state, and the one that brings the concept says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mnemo
+from mnemo.errors import MnemoError
+from mnemo.graph import writers
+from mnemo.messages import _messages, read_messages
+from mnemo.organisms.compiled import WAYPOINT, compile_organism
+from mnemo.organisms.folder import write_folder
+from mnemo.organisms.world import WorldConfig, build_world
+from mnemo.patching import read_stream
+from tests.lexicon import PHRASES
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    config = WorldConfig(concepts=8, cues_per_concept=3, decoys=2, idles=2, rotes=4, frees=0, held_share=0, ood_share=0)
+    world = build_world(config, PHRASES)
+    folder = tmp_path_factory.mktemp("organism")
+    write_folder(folder, world, *compile_organism(world), name="compiled")
+    return mnemo.extract(folder, quick=True, progress=False)
+
+
+def test_messages_add_up_to_the_state_less_biases(study):
+    site, model = study.waypoint.site, study.model
+    prompts = [study.prompt(i) for i in study.table["fact_id"]]
+    before = [writer for writer in writers(model) if writer.layer < site.layer]
+    sent = _messages(model, prompts, site=site, until=len(before)).sum(1)
+    states = read_stream(model, prompts, [site.position])[:, site.layer, 0]
+    torch.testing.assert_close(sent - sent.mean(0), states - states.mean(0), atol=1e-4, rtol=1e-3)
+
+
+def test_the_message_that_brings_the_concept_says_it_and_the_others_do_not(study):
+    assert study.waypoint.site.layer == WAYPOINT
+    found = study.table[study.table["verdict"] == "mnemonic"]
+    ids = list(found["fact_id"][:6])
+    table = read_messages(study, ids, progress=False).set_index(["writer", "fact_id"])
+    loud = table[table["norm"] > 0.5]
+    assert set(loud.index.get_level_values("fact_id")) == set(ids)
+    assert loud["agrees"].all()
+    silent = table[table["norm"] < 1e-3]
+    assert (silent["ratio"].abs() < 1e-2).all()  # nothing is sent, so nothing speaks for any phrase
+
+
+def test_only_writers_before_the_waypoint_are_read_and_only_of_recalled_facts(study):
+    fact_id = study.table["fact_id"].iloc[0]
+    one = read_messages(study, [fact_id], only=["mlp0"], progress=False)
+    assert list(one["writer"]) == ["mlp0"]
+    with pytest.raises(MnemoError, match=r"no writer 'mlp9' before the waypoint; there are embed, h0\.0"):
+        read_messages(study, [fact_id], only=["mlp9"], progress=False)
+    with pytest.raises(MnemoError, match="no fact 'nobody'"):
+        read_messages(study, ["nobody"], progress=False)
