@@ -413,7 +413,9 @@ def choose_targets(
     n_targets: int,
     seed: int,
 ) -> Int[Tensor, "fact target"]:
-    """Choose other concepts to swap each fact to: another answer than the fact's and, while they last, one each.
+    """Choose other concepts to swap each fact to: while they last, one of each answer.
+
+    The answer is neither the fact's nor that of its own concept, between which and the target nothing would change.
 
     Args:
         table: all concepts.
@@ -431,7 +433,8 @@ def choose_targets(
     predicted = table.answers.tolist()
     chosen = np.full((len(answers), n_targets), -1)
     for i, (answer, own) in enumerate(zip(answers.tolist(), concepts.tolist(), strict=True)):
-        order = [c for c in map(int, rng.permutation(pool)) if c != own and predicted[c] != answer]
+        same = {answer, predicted[own] if own >= 0 else answer}
+        order = [c for c in map(int, rng.permutation(pool)) if c != own and predicted[c] not in same]
         met: Counter[int] = Counter()
         rounds = []  # one concept for every answer first, then a second one, ...
         for c in order:

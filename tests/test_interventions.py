@@ -69,6 +69,14 @@ def test_targets_are_other_concepts_with_other_answers_and_answers_are_spread():
     assert concepts.answers[chosen[0, :2]].tolist() in ([2, 3], [3, 2])  # one of each answer before a second of one
 
 
+def test_no_target_has_the_answer_of_a_decoys_own_concept():
+    chosen = choose_targets(
+        table([1, 1, 2, 3]), torch.ones(4).long(), answers=torch.tensor([3]), concepts=torch.tensor([0]), n_targets=2,
+        seed=0,
+    )  # fmt: skip
+    assert chosen.tolist() == [[2, -1]]  # from concept 0 to 1 no answer would change, whatever the fact goes through
+
+
 def test_too_few_targets_are_filled_with_none():
     chosen = choose_targets(
         table([1, 2]), torch.tensor([1, 1]), answers=torch.tensor([1]), concepts=torch.tensor([0]), n_targets=4, seed=0
