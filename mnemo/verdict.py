@@ -26,6 +26,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
 
     Columns:
         swap_success: share of swaps that give the answer predicted beforehand.
+        swap_low, swap_high: its 95% interval (Clopper and Pearson 1934), if swaps of a fact succeed independently.
         leakage: share of the successful swaps that also succeed when the change goes straight to the final norm: there
             the state holds the answer rather than a concept. 0 away from the last position; NaN without a success.
         swap_control: share of random directions of the same norm that give it.
@@ -68,6 +69,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
         known = np.isfinite(values)
         return share(np.where(known, values, 0).sum(1), known.sum(1))
 
+    low, high = _binomial_interval(hits.sum(1), n)
     bare, whole = trials.without_answer_top.numpy(), trials.whole_top.numpy()
     predicted = trials.predicted.numpy()
     swapped = mean(trials.swap_probability) - mean(trials.random_probability)
@@ -76,6 +78,8 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "swap_success": share(hits.sum(1), n),
+            "swap_low": low,
+            "swap_high": high,
             "leakage": share((hits & direct).sum(1), hits.sum(1)),
             "swap_control": share(random_hits.sum((1, 2)), n_random),
             "random_flips": share(_flips(random_tops, trials).sum((1, 2)), n_random),
@@ -104,6 +108,14 @@ def _mediated(trials: Trials) -> np.ndarray:
 
 def _flips(random_tops: np.ndarray, trials: Trials) -> np.ndarray:
     return (random_tops != trials.answers.numpy()[:, None, None]) & (random_tops >= 0)
+
+
+def _binomial_interval(hits: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds that tails of 2.5% leave, as quantiles of beta distributions; NaN without a trial."""
+    tail = 0.025
+    low = np.where(hits > 0, stats.beta.ppf(tail, np.maximum(hits, 1), n - hits + 1), 0.0)
+    high = np.where(hits < n, stats.beta.ppf(1 - tail, hits + 1, np.maximum(n - hits, 1)), 1.0)
+    return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
 def _fisher(hits: np.ndarray, n: np.ndarray, control_hits: np.ndarray, n_control: np.ndarray) -> np.ndarray:

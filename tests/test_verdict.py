@@ -69,6 +69,13 @@ def test_p_value_is_fishers_exact_test_against_the_random_directions(hits):
     assert evidence(hits=hits)["p_value"][0] == pytest.approx(expected)
 
 
+@given(hits=st.integers(0, 8))
+def test_the_interval_of_swaps_is_the_exact_binomial_one(hits):
+    expected = stats.binomtest(hits, 8).proportion_ci(method="exact")
+    row = evidence(hits=hits).iloc[0]
+    assert (row["swap_low"], row["swap_high"]) == pytest.approx((expected.low, expected.high))
+
+
 @given(hits=st.integers(0, 8), sufficient=st.floats(0, 1, width=32))
 def test_score_is_the_smaller_of_swap_and_sufficiency_beyond_its_control(hits, sufficient):
     expected = min(hits / 8, max(sufficient - 0.125, 0))
