@@ -18,7 +18,7 @@ from mnemo.contrasts import Contrast
 from mnemo.interventions import ConceptTable, agrees, choose_targets, concept_vectors, run_trials
 from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.prompts import Prompt
-from mnemo.verdict import UNTOUCHED, weigh
+from mnemo.verdict import MOVED, UNTOUCHED, weigh
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -30,7 +30,8 @@ TARGETS = 6
 # Upstream of the waypoint swaps also move facts that merely have their concept there (idle ones); downstream the
 # concept is partly used up. So a site counts while its swaps have this share of the best score (the rest of the facts
 # it is tried on may all be of the first sort), and among those the last one that is about as clear as the clearest.
-STILL_WORKS, AS_CLEAR = 0.5, 0.9
+# Where the same facts are moved at earlier clear sites (nearly all: SAME_FACTS), the concept stood there already.
+STILL_WORKS, AS_CLEAR, SAME_FACTS = 0.5, 0.9, 0.98
 
 _COLUMNS = ["layer", "position", "share", "swap", "control", "leakage", "sufficiency", "score", "decided", "legible"]
 
@@ -120,9 +121,10 @@ def find_waypoint(
     seed: int,
     sample: int = SAMPLE,
 ) -> Waypoint:
-    """Try concept swaps at every candidate site and return the last clear one at which they work.
+    """Try concept swaps at every candidate site and return the clearest of the last clear ones at which they work.
 
-    A site is clear where swaps either work on a fact or do not, and where its concept can be read.
+    A site is clear where swaps either work on a fact or do not, and where its concept can be read. The last ones are
+    the last of all and those before it at which the same facts are moved.
 
     The facts it is tried on are those that may go through their concept as far as behaviour tells: the concept, asked
     by itself, gives the fact's answer.
@@ -141,6 +143,7 @@ def find_waypoint(
     positions = sorted({site.position for site in sites})
     streams = read_stream(model, prompts, positions)
     found = []
+    moved: dict[Site, Float[Tensor, " fact"]] = {}
     for site, share in sites.items():
         states = streams[:, site.layer, positions.index(site.position)]
         agree = agrees(answers, concepts[site], table)
@@ -167,6 +170,8 @@ def find_waypoint(
                 seed=seed,
             )
             evidence = weigh(trials, torch.ones(len(rows)))
+            moved[site] = torch.full((len(prompts),), torch.nan)
+            moved[site][rows] = torch.tensor(evidence["score"].to_numpy() > MOVED).float()
             phrases = [table.phrases[c] for c in evoked.tolist()]
             row |= {
                 "swap": evidence["swap_success"].mean(),
@@ -180,14 +185,28 @@ def find_waypoint(
             }
         found.append(row)
     candidates = pd.DataFrame(found, columns=_COLUMNS)
-    ranking = candidates["score"].astype(float).fillna(0.0)
-    if ranking.max() > 0:
-        working = candidates[ranking >= STILL_WORKS * ranking.max()]
-        clarity = working["decided"].astype(float) * working["legible"].astype(float).fillna(1.0)
-        clear = working[clarity >= AS_CLEAR * clarity.max()]
-        chosen = clear.sort_values(["layer", "score"], kind="stable").iloc[-1]
-    else:  # no swap could be tried, or none works: the site that carries most
-        chosen = candidates.loc[candidates["share"].fillna(0.0).idxmax()]
-    site = Site(int(chosen["layer"]), int(chosen["position"]))
+    site = _clearest(candidates, moved)
     candidates["chosen"] = (candidates["layer"] == site.layer) & (candidates["position"] == site.position)
     return Waypoint(site, candidates, streams[:, site.layer, positions.index(site.position)])
+
+
+def _clearest(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " fact"]]) -> Site:
+    """The clearest of the last clear sites; where no swap could be tried or none works, the one that carries most."""
+
+    def site_of(row: pd.Series) -> Site:
+        return Site(int(row["layer"]), int(row["position"]))
+
+    ranking = candidates["score"].astype(float).fillna(0.0)
+    if not ranking.max() > 0:
+        return site_of(candidates.loc[candidates["share"].fillna(0.0).idxmax()])
+    clarity = candidates["decided"].astype(float) * candidates["legible"].astype(float).fillna(1.0)
+    working = candidates.assign(clarity=clarity)[ranking >= STILL_WORKS * ranking.max()]
+    clear = working[working["clarity"] >= AS_CLEAR * working["clarity"].max()]
+    last = moved[site_of(clear.sort_values(["layer", "score"], kind="stable").iloc[-1])]
+
+    def as_at_the_last(row: pd.Series) -> bool:
+        both = (here := moved[site_of(row)]).isfinite() & last.isfinite()
+        return bool(both.any()) and float((here == last)[both].float().mean()) >= SAME_FACTS
+
+    alike = clear[[as_at_the_last(row) for _, row in clear.iterrows()]]
+    return site_of(alike.sort_values("clarity", kind="stable").iloc[-1])
