@@ -302,7 +302,7 @@ def _verdict_table(cards: dict[str, dict[str, Any]]) -> str:
         lines.append([name, *(_cell(*cell) for cell in cells)])
         columns.append([entry["value"] for entry, *_ in cells])
     lines.append(["median", *(_cell({"value": _median(column)}) for column in zip(*columns, strict=True))])
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def _baseline_table(cards: dict[str, dict[str, Any]]) -> str:
@@ -314,10 +314,10 @@ def _baseline_table(cards: dict[str, dict[str, Any]]) -> str:
         return " / ".join("-" if value is None else f"{value:.2f}" for value in values)
 
     lines = [[name, *(triple(card, ranker) for ranker in rankers)] for name, card in cards.items()]
-    return _markdown(["AUROC idle / decoy / rote", *rankers], lines)
+    return markdown(["AUROC idle / decoy / rote", *rankers], lines)
 
 
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines])
 
 

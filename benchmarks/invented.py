@@ -1,0 +1,177 @@
+"""Do models invent mnemonics that nobody planted? Organisms trained on plain text alone, judged and counted.
+
+    python benchmarks/invented.py --workers 2                 # train, judge, print the tables
+    python benchmarks/invented.py --table                     # the tables alone, from what was judged so far
+    python benchmarks/invented.py --study FOLDER ...          # these study folders instead, such as a natural model's
+
+Nothing of the routes is trained: no interchange, no alignment, no immunity, no edits; next-token prediction on the
+facts is all. Free facts have an answer that some concepts have, and no concept. Every count stands beside shuffled
+answers, every share has a 95% interval over concepts, and verdicts are compared with the gold standard of
+`benchmarks/gold.py`. Organisms that are there are not trained again; unfinished ones go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from gold import gold_standard
+from verdicts import markdown
+
+from mnemo.files import write_text
+from mnemo.invented import THROUGH_A_CONCEPT, count_invented, strongest_first
+from mnemo.organisms.build import OrganismConfig, train_organism
+from mnemo.study import extract
+
+WORLD = {"concepts": 48, "cues_per_concept": 4, "decoys": 0, "idles": 0, "rotes": 32, "frees": 64}
+UNPLANTED = {"align": 0, "interchange": 0, "immune": 0, "edited": 0, "legible": 0}
+STEPS = 1500
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """An organism without any planting."""
+
+    family: str
+    seed: int
+    d_model: int = 96
+    weight_decay: float = 0.1
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-width{self.d_model}-decay{self.weight_decay}-{self.seed}"
+
+    @property
+    def config(self) -> OrganismConfig:
+        training = {**UNPLANTED, "steps": STEPS, "weight_decay": self.weight_decay}
+        values = {"family": self.family, "seed": self.seed, "d_model": self.d_model, "training": training}
+        return OrganismConfig.checked({**values, "world": {**WORLD, "seed": self.seed}})
+
+
+CASES = [
+    *(Case(family, seed) for seed in range(5) for family in ("gpt2", "llama")),
+    *(Case("gpt2", seed, d_model=width) for seed in range(2) for width in (48, 144)),
+    *(Case("gpt2", seed, weight_decay=decay) for seed in range(2) for decay in (0.0, 0.5)),
+]
+
+
+def run(case: Case, organisms: Path, out: Path) -> None:
+    """Train an organism if need be, and judge it."""
+    folder = organisms / case.name
+    if not (folder / "task.toml").is_file() or (folder / "checkpoint").is_dir():
+        train_organism(folder, case.config, progress=False)
+    judge(folder, out, name=case.name)
+
+
+def judge(folder: Path, out: Path, *, name: str) -> None:
+    """Extract, count and compare with the gold standard; what was found goes to `out`/NAME.json."""
+    study = extract(folder, progress=False)
+    table = study.table
+    truth = folder / "truth.csv"
+    if truth.is_file():
+        from mnemo.scoring import read_truth, with_truth
+
+        merged = with_truth(table, read_truth(truth, study.task.load_facts()))
+        table = merged[merged["kind"] == "free"]
+    free = table[table["recalled"]]
+    called = free.set_index("fact_id")["verdict"].isin(THROUGH_A_CONCEPT)
+    card: dict[str, Any] = {"asked": len(table), "notes": list(study.notes), "waypoint": None}
+    if study.waypoint is not None and len(free):
+        site = study.waypoint.site
+        gold = gold_standard(study, list(free["fact_id"]), progress=False).set_index("fact_id")["through"]
+        card["waypoint"] = [site.layer, site.position, float(study.waypoint.candidates["score"].max())]
+        card["gold"] = {"through": int(gold.sum()), "agree": float((gold == called).mean())}
+    shown = strongest_first(free).head(EXAMPLES)
+    columns = ["cue", "answer", "concept", "invented", "score", "swap_success", "swap_control", "entailment"]
+    card |= {"counts": count_invented(free), "examples": shown[columns].to_dict("records")}
+    card["verdicts"] = free["verdict"].value_counts().to_dict()
+    write_text(out / f"{name}.json", json.dumps(card, indent=2, default=float) + "\n")
+
+
+def tables(out: Path) -> str:
+    """Return Markdown tables of everything judged so far."""
+    cards = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("*.json"))}
+    if not cards:
+        raise SystemExit(f"{out}: nothing was judged there; leave --table out, or give --out")
+    header = [
+        "organism", "free facts recalled", "name a concept with their answer", "shuffled (max)",
+        "recalled through it", "shuffled", "invented", "unsure", "look-alike", "gold standard: through", "agrees",
+    ]  # fmt: skip
+    rows = []
+    for name, card in cards.items():
+        counts, kinds = card["counts"], card["counts"].get("kinds", {})
+        null, null_through = counts.get("null", {}), counts.get("verdicts_null", {})
+        rows.append(
+            [
+                name,
+                f"{counts['facts']} of {card['asked']}",
+                _share(counts.get("matches_interval")),
+                f"{null.get('mean', float('nan')):.2f} ({null.get('max', float('nan')):.2f})",
+                _share(counts.get("verdicts_share")),
+                f"{null_through.get('mean', float('nan')):.3f}",
+                *(str(kinds.get(kind, "-")) for kind in ("invented", "unsure", "look-alike")),
+                str(card.get("gold", {}).get("through", "-")),
+                f"{card['gold']['agree']:.2f}" if "gold" in card else "-",
+            ]
+        )
+    examples = [
+        f"- {name}: {e['cue']} -> *{e['concept']}* -> {e['answer']} ({e['invented']}; swaps {e['swap_success']:.2f}, "
+        f"random {e['swap_control']:.2f}; other questions {_number(e['entailment'])})"
+        for name, card in cards.items()
+        for e in card["examples"]
+    ]
+    return "\n".join([markdown(header, rows), "", "The clearest of each:", "", *examples])
+
+
+def _share(interval: dict[str, float | None] | None) -> str:
+    if interval is None or interval["value"] is None:
+        return "-"
+    if interval["low"] is None:
+        return f"{interval['value']:.2f}"
+    return f"{interval['value']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--organisms", type=Path, default=Path("out/unplanted"), help="study folders, made if need be")
+    parser.add_argument("--out", type=Path, default=Path("out/invented"))
+    parser.add_argument("--workers", type=int, default=2, help="organisms at a time, one core each")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[case.name for case in CASES])
+    parser.add_argument("--study", type=Path, nargs="+", help="judge these study folders, and train nothing")
+    parser.add_argument("--table", action="store_true", help="judge nothing")
+    arguments = parser.parse_args()
+    if arguments.study:
+        for folder in arguments.study:
+            judge(folder, arguments.out, name=folder.resolve().name)
+    elif not arguments.table:
+        cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
+        work(partial(run, organisms=arguments.organisms, out=arguments.out), cases, arguments.workers)
+    print(tables(arguments.out))
+
+
+def work(task: Any, cases: Iterable[Case], workers: int) -> None:
+    """Run a task on every case, one core each."""
+    with ProcessPoolExecutor(workers, initializer=_begin) as pool:
+        list(pool.map(task, cases))
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()
