@@ -7,7 +7,7 @@ move a fact's state along such vectors at one site and watch the answer; each ha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -265,10 +265,11 @@ def run_trials(
         targets: concepts to swap to, -1 for none.
         table: all concepts.
         vectors: their vectors at the site.
-        seed: draws the random directions.
+        seed: draws the random directions. Each fact has a stream of its own, so that what it gets does not depend on
+            the facts that are tested with it.
     """
     n, n_targets = targets.shape
-    draw = torch.Generator().manual_seed(seed)
+    draw = _Draws.of(facts, seed)
     own = vectors.seen_by(facts, concepts)
     state = vectors.states[facts]
     row, column = (targets >= 0).nonzero(as_tuple=True)
@@ -302,7 +303,8 @@ def run_trials(
     prompt_step = vectors.from_prompts[target] - vectors.from_prompts[concepts[row]]
     from_prompt_top, _ = table_of(*run(row, state[row] + prompt_step, table.answers[target]))
     random = [
-        table_of(*run(row, state[row] + like(step, draw), table.answers[target])) for _ in range(RANDOM_PER_TARGET)
+        table_of(*run(row, state[row] + _as_long(draw.normal(row, step.shape[1]), step), table.answers[target]))
+        for _ in range(RANDOM_PER_TARGET)
     ]
     direct_top = torch.full((n, n_targets), -1)
     if vectors.site.position == -1:
@@ -332,13 +334,13 @@ def run_trials(
     some = peer >= 0
     stand_in = vectors.states[peer[some]] - vectors.mean - own[some]
     same_concept[some] = run(everyone[some], state[some] + stand_in, answers[some])[1]
-    rivals = _same_answer(table, vectors.counts, answers, concepts, draw)
+    rivals = _same_answer(table, vectors.counts, answers, concepts, draw.uniform(everyone, len(table)))
     which, place = (rivals >= 0).nonzero(as_tuple=True)
     step_aside = vectors.between(facts[which], concepts[which], rivals[which, place])
     kept = torch.full(rivals.shape, torch.nan)
     kept[which, place] = run(which, state[which] + step_aside, answers[which])[1]
     # Positive control: a rival to which other facts cannot be swapped either says nothing about this one.
-    witness = _witnesses(table, vectors, rivals[which, place], draw)
+    witness = _witnesses(table, vectors, rivals[which, place], draw.uniform(which, len(vectors.contributes)))
     rival = rivals[which, place, None].expand_as(witness).flatten()
     moved = vectors.between(witness.flatten(), vectors.contributes[witness.flatten()], rival)
     there = Patch(vectors.site, vectors.states[witness.flatten()] + moved)
@@ -357,7 +359,7 @@ def run_trials(
         sufficient=run(everyone, vectors.mean + own, answers)[1],
         sufficient_control=sufficient_control,
         ablated=run(everyone, state - own, answers)[1],
-        ablated_control=run(everyone, state - like(own, draw), answers)[1],
+        ablated_control=run(everyone, state - _as_long(draw.normal(everyone, own.shape[1]), own), answers)[1],
         from_prompt_top=from_prompt_top,
         swap_effect=placed(clean - _difference(swapped), empty=torch.nan),
         cue_effect=placed(clean - other_cue, empty=torch.nan),
@@ -373,24 +375,44 @@ def _same_answer(
     counts: Int[Tensor, " concept"],
     answers: Int[Tensor, " fact"],
     concepts: Int[Tensor, " fact"],
-    draw: torch.Generator,
+    drawn: Float[Tensor, "fact concept"],
 ) -> Int[Tensor, "fact rival"]:
-    """Draw up to RIVALS other concepts with each fact's answer that some cue evokes; -1 where there are fewer."""
+    """Up to RIVALS other concepts with each fact's answer that some cue evokes, those drawn highest; -1 beyond them."""
     possible = (table.answers[None] == answers[:, None]) & (counts > 0)
     possible[torch.arange(len(concepts)), concepts] = False
-    drawn = torch.where(possible, torch.rand(possible.shape, generator=draw), -1.0)
-    drawn = drawn.topk(min(RIVALS, len(table)), dim=1)
-    return torch.where(drawn.values >= 0, drawn.indices, -1)
+    best = torch.where(possible, drawn, -1.0).topk(min(RIVALS, len(table)), dim=1)
+    return torch.where(best.values >= 0, best.indices, -1)
 
 
 def _witnesses(
-    table: ConceptTable, vectors: ConceptVectors, rivals: Int[Tensor, " trial"], draw: torch.Generator
+    table: ConceptTable, vectors: ConceptVectors, rivals: Int[Tensor, " trial"], drawn: Float[Tensor, "trial fact"]
 ) -> Int[Tensor, "trial witness"]:
-    """Draw facts with other answers than each rival's, of those that concept vectors are made of."""
+    """Facts with other answers than each rival's, of those that concept vectors are made of: those drawn highest."""
     whose = vectors.contributes
     possible = (whose >= 0) & (table.answers[whose] != table.answers[rivals][:, None])
-    drawn = torch.where(possible, torch.rand(possible.shape, generator=draw), -1.0)
-    return drawn.topk(min(WITNESSES, len(whose)), dim=1).indices
+    return torch.where(possible, drawn, -1.0).topk(min(WITNESSES, len(whose)), dim=1).indices
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Random numbers for some facts, each from a stream of its own."""
+
+    streams: tuple[torch.Generator, ...]
+
+    @classmethod
+    def of(cls, facts: Int[Tensor, " fact"], seed: int) -> _Draws:
+        return cls(tuple(torch.Generator().manual_seed(seed * 1_000_003 + fact) for fact in facts.tolist()))
+
+    def normal(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
+        return self._drawn(torch.randn, rows, width)
+
+    def uniform(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
+        return self._drawn(torch.rand, rows, width)
+
+    def _drawn(self, kind: Callable[..., Tensor], rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
+        """A row of numbers for each of `rows` (which fact, counted among these), in their order."""
+        drawn = [kind(1, width, generator=self.streams[row]) for row in rows.tolist()]
+        return torch.cat(drawn) if drawn else torch.empty(0, width)
 
 
 def _difference(said: Answers) -> Float[Tensor, " row"]:
@@ -400,7 +422,10 @@ def _difference(said: Answers) -> Float[Tensor, " row"]:
 
 def like(vectors: Float[Tensor, "row d"], draw: torch.Generator) -> Float[Tensor, "row d"]:
     """Return random directions, uniform on the sphere, with the norms of `vectors`."""
-    noise = torch.randn(vectors.shape, generator=draw)
+    return _as_long(torch.randn(vectors.shape, generator=draw), vectors)
+
+
+def _as_long(noise: Float[Tensor, "row d"], vectors: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
     return noise * (vectors.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
 
