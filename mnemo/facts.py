@@ -10,27 +10,28 @@ import csv
 import io
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import AfterValidator, Field, PrivateAttr, StrictInt, field_validator, model_validator
+from pydantic import Field, PrivateAttr, StrictInt, field_validator, model_validator
 
 from mnemo.checked import Name, Record, RefusedError, Text
 from mnemo.errors import InputError, MnemoError, did_you_mean
 from mnemo.files import write_text
-from mnemo.textfiles import LINE_END, csv_records, read_text, row_after
+from mnemo.textfiles import LINE_END, csv_records, is_folder, read_text
 from mnemo.tokens import shown
+from mnemo.tomlfiles import Inside, read_record
 
 if TYPE_CHECKING:
     import pandas
 
 _COLUMNS = ("fact_id", "cue", "answer")
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+MAX_FACTS, MAX_COLUMNS, MAX_VALUES = 1_000_000, 1000, 10_000_000
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?")
 
 
 class Fact(Record):
@@ -103,15 +104,16 @@ class FactSet(Record):
         Every value is kept as the text it is: 'NA', '1', a space. Blank lines are skipped.
 
         Raises:
-            InputError: with file, row and column: no such file, not UTF-8, not CSV, larger than 256 MB; a
-                column missing or named twice; a row with too many or too few values; an id used twice; an
-                empty id, cue or answer; no facts at all.
+            InputError: with file, row and column: no such file, not UTF-8, not CSV, larger than 256 MB, more than a
+                million facts or a thousand columns; a column missing or named twice; a row with too many or too few
+                values; an id used twice; an empty id, cue or answer; no facts at all.
         """
         path = Path(path)
         records = csv_records(read_text(path), path)
         row, header = next(records, (1, []))
         _check_header(header, path, row)
 
+        most = min(MAX_FACTS, MAX_VALUES // len(header))
         facts: list[Fact] = []
         rows: dict[str, int] = {}
         for row, values in records:
@@ -123,9 +125,11 @@ class FactSet(Record):
                 )
             named = dict(zip(header, values, strict=True))
             fact_id, cue, answer = (named.pop(column) for column in _COLUMNS)
+            if len(facts) == most:
+                raise InputError(f"more than {most} facts of {len(header)} columns: split the file", file=path, row=row)
             if fact_id in rows:
                 raise InputError(
-                    f"{fact_id!r} is the id of row {rows[fact_id]} already: give every fact an id of its own",
+                    f"{shown(fact_id)} is the id of row {rows[fact_id]} already: give every fact an id of its own",
                     file=path,
                     row=row,
                     column="fact_id",
@@ -236,6 +240,8 @@ class FactSet(Record):
 def _check_header(header: list[str], path: Path, row: int) -> None:
     if not header:
         raise InputError(f"the file is empty; its first row should be {','.join(_COLUMNS)}", file=path)
+    if len(header) > MAX_COLUMNS:
+        raise InputError(f"{len(header)} columns, and at most {MAX_COLUMNS} are read", file=path, row=row)
     for column in _COLUMNS:
         if column not in header:
             close = did_you_mean(column, header)
@@ -260,20 +266,6 @@ def _check_slot(template: str, slot: str) -> str:
         if other in template:
             raise ValueError(f"{shown(template)} holds {other}, but only {slot} is filled in here")
     return template
-
-
-def _inside(value: str) -> str:
-    """A path that stays in the study folder, by its text (links are the folder owner's own affair)."""
-    path = PureWindowsPath(value)  # knows both separators, drives and shares
-    if path.anchor or ".." in path.parts:
-        raise ValueError(
-            f"{value!r} leaves the study folder: give a path relative to it and without '..', "
-            "or the file itself where a command takes one"
-        )
-    return value
-
-
-Inside = Annotated[Name, AfterValidator(_inside)]
 
 
 class Task(Record):
@@ -331,26 +323,7 @@ class Task(Record):
         """
         path = Path(path)
         file = path / "task.toml" if path.is_dir() else path
-        text = read_text(file)
-        try:
-            values = tomllib.loads(text)
-        except RecursionError:
-            raise InputError("not TOML that a task needs: brackets nested too deep", file=file) from None
-        except ValueError as error:  # TOMLDecodeError, and the integers that Python finds too long
-            place = re.search(r" \(at line (\d+), column \d+\)$", str(error))
-            raise InputError(
-                f'not TOML: {error}: a text goes in double quotes, as in recall = "decode {{cue}} is"',
-                file=file,
-                row=int(place[1]) if place else None,
-            ) from None
-        try:
-            if "folder" in values:
-                raise RefusedError("no such key: the folder is the one that holds the file", "folder")
-            return cls(**values, folder=file.parent)
-        except RefusedError as error:
-            key = re.search(rf"^[ \t\[]*{re.escape(error.column or '')}[ \t]*[]=.]", text, re.MULTILINE)
-            row = row_after(text[: key.start()]) if error.column and key else None
-            raise InputError(error.problem, file=file, row=row, column=error.column) from None
+        return read_record(cls, file)
 
     def write(self, folder: str | Path) -> None:
         """Write task.toml into `folder`, which is made if need be.
@@ -373,9 +346,9 @@ class Task(Record):
         Raises:
             InputError: `model` is neither.
         """
-        if self.model is None or (self.folder / self.model).is_dir():
+        if self.model is None or is_folder(self.folder / self.model):
             return self.model and self.folder / self.model
-        if not _HUB_NAME.fullmatch(self.model):
+        if not is_hub_name(self.model):
             raise self.fault(
                 "model",
                 f"{self.model!r} is neither a directory in {self.folder} nor a hub name such as 'org/name'",
@@ -417,6 +390,11 @@ class Task(Record):
             raise
         except MnemoError as error:
             raise self.fault(key, str(error)) from error
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text can name a model on the hub: ``org/name``, or with a revision ``org/name@step1000``."""
+    return _HUB_NAME.fullmatch(text) is not None
 
 
 def _toml(value: str | int | tuple[str, ...]) -> str:

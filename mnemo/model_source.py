@@ -7,7 +7,6 @@ code is refused.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from torch import nn
 
 from mnemo.datasets import data_path
 from mnemo.errors import InputError, MnemoError
+from mnemo.facts import is_hub_name
 from mnemo.libraries import first_line, in_one_line
 from mnemo.model_checks import check_spelling
 from mnemo.textfiles import read_json
@@ -24,7 +24,6 @@ from mnemo.textfiles import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 # Under these names a tokenizer.json means what it says; AutoTokenizer may put the model type's class instead.
@@ -45,7 +44,7 @@ def find_folder(source: str | Path) -> tuple[Path, str]:
         return found, _called(found)
     if path.exists():
         raise InputError("is a file: give the directory that holds config.json and weights", file=path)
-    if isinstance(source, Path) or not _HUB_NAME.fullmatch(source):
+    if isinstance(source, Path) or not is_hub_name(source):
         raise InputError("no such directory: check the path", file=path)
     return _download(source), source
 
@@ -61,13 +60,18 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    repository, _, revision = name.partition("@")
+
     def fetch(patterns: list[str]) -> Path:
         # "*" takes in "/" too; folders inside a repository hold other formats of the same weights.
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
+        return Path(folder)
 
     try:
         folder = fetch(["*.json", "*.txt", "*.model"])
-        _examine(folder)
+        examine(folder)
         index = folder / "model.safetensors.index.json"
         shards = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
         return fetch(["*.json", "*.txt", "*.model", *sorted(shards)])
@@ -94,7 +98,7 @@ def read_model(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    _examine(folder)
+    examine(folder)
     _require_safetensors(folder)
     with in_one_line(f"{folder}: the model cannot be read", fix="save it again with save_pretrained"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -134,7 +138,7 @@ def _require_safetensors(folder: Path) -> None:
     )
 
 
-def _examine(folder: Path) -> None:
+def examine(folder: Path) -> None:
     """Refuse by its configuration what cannot be loaded, or not safely."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -21,24 +21,33 @@ def row_after(text: str) -> int:
     return 1 + len(LINE_END.findall(text))
 
 
-def read_text(path: Path) -> str:
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; False too where the name is one that the file system cannot have."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def read_text(path: Path, *, most: int = _MAX_BYTES) -> str:
     """A UTF-8 file, without the byte order mark that spreadsheets put in front.
 
     Raises:
-        InputError: it is not there, cannot be read, is larger than 256 MB, not UTF-8 or holds a NUL character.
+        InputError: it is not there, cannot be read, is larger than `most` bytes, not UTF-8 or holds a NUL character.
     """
     try:
         if not path.is_file():
             what = "this is a folder, not a file" if path.is_dir() else "there is no such file"
             raise InputError(what, file=path)
-        if (size := path.stat().st_size) > _MAX_BYTES:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            raw = b"" if size > most else file.read(most + 1)  # those in /proc are longer than they say
+        if (size := max(size, len(raw))) > most:
             raise InputError(
-                f"{size / 2**20:.0f} MB, and at most {_MAX_BYTES // 2**20} MB are read: split the file",
-                file=path,
+                f"{size / 2**20:.0f} MB, and at most {most // 2**20} MB are read: split the file", file=path
             )
-        raw = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path) from None
+        raise InputError(f"cannot be read ({error.strerror or error})", file=path) from None
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -78,18 +87,21 @@ def csv_records(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
             yield row, values
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, most: int = _MAX_BYTES) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
         InputError: what `read_text` refuses, and what is not JSON or no object.
     """
+    text = read_text(path, most=most)
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"is not JSON ({error.msg}): mend or replace it", file=path, row=error.lineno) from error
     except RecursionError:
         raise InputError("is not JSON that is needed here: brackets nested too deep", file=path) from None
+    except ValueError as error:  # an integer that Python finds too long
+        raise InputError(f"is not JSON that is needed here ({error})", file=path) from None
     if not isinstance(content, dict):
         raise InputError(f"expected a JSON object, found {type(content).__name__}", file=path)
     return content
