@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mnemo.datasets import data_path
 from mnemo.files import replacing
 from mnemo.organisms.world import SHOWN_CUE
 from mnemo.plot import overview
+from mnemo.report import plain
 from mnemo.scoring import invented, read_truth, with_truth
 from mnemo.study import Study, extract
 
@@ -48,14 +48,14 @@ def run_demo(out: Path, *, console: Console, seed: int = 0) -> Study:
     console.print(_table(shown))
     console.print(_about_free(facts[facts["recalled"]], shown, seed=seed))
     for note in study.notes:
-        console.print(f"note: {escape(note)}", style="yellow")
+        console.print(f"note: {plain(note)}", style="yellow")
     study.write(out)
     file = out / "demo.png"
     labels = [f"{shown_.row['cue']} → {shown_.row['answer']}\n({shown_.kind})" for shown_ in shown]
     figure = overview(study, [shown_.row["fact_id"] for shown_ in shown], labels)
     with replacing(file) as draft:
         figure.savefig(draft, dpi=150, format="png")
-    console.print(f"Figure: {escape(str(file))}    verdicts of all facts: {escape(str(out / 'verdicts.csv'))}")
+    console.print(f"Figure: {plain(str(file))}    verdicts of all facts: {plain(str(out / 'verdicts.csv'))}")
     return study
 
 
@@ -76,12 +76,12 @@ def _headline(row: pd.Series, study: Study) -> str:
     site = study.waypoint.site if study.waypoint else None
     prompt = study.prompt(row["fact_id"])
     token = study.model.tokens.pieces(prompt.tokens)[site.position].strip() if site else ""
-    where = f"after block {site.layer}, at the token {escape(repr(token))}" if site else "nowhere"
+    where = f"after block {site.layer}, at the token {plain(repr(token))}" if site else "nowhere"
     return (
-        f"\n[bold]{escape(row['cue'])} -> {escape(str(row['concept']))} -> {escape(row['answer'])}[/bold]\n"
+        f"\n[bold]{plain(row['cue'])} -> {plain(str(row['concept']))} -> {plain(row['answer'])}[/bold]\n"
         f"recalled with probability {row['recall_probability']:.3f}; waypoint {where}; concept read there: "
-        f"[bold]{escape(str(row['concept']))}[/bold] ({row['concept_score']:.1f} nats per token), runner-up "
-        f"{escape(str(row['runner_up']))} ({row['runner_up_score']:.1f}); verdict [bold]{row['verdict']}[/bold] "
+        f"[bold]{plain(str(row['concept']))}[/bold] ({row['concept_score']:.1f} nats per token), runner-up "
+        f"{plain(str(row['runner_up']))} ({row['runner_up_score']:.1f}); verdict [bold]{row['verdict']}[/bold] "
         f"(q = {row['q_value']:.1g})\n"
     )
 
@@ -91,14 +91,14 @@ def _table(shown: Sequence[Shown]) -> Table:
     table = Table(title="One fact of each kind; controls in brackets", title_justify="left", show_lines=True)
     table.add_column("")
     for fact in shown:
-        table.add_column(escape(f"{fact.row['cue']} -> {fact.row['answer']}"), overflow="fold")
+        table.add_column(plain(f"{fact.row['cue']} -> {fact.row['answer']}"), overflow="fold")
 
     def add(name: str, cell: Callable[[pd.Series], str]) -> None:
         table.add_row(name, *(cell(fact.row) for fact in shown))
 
     table.add_row("trained to be", *(f"[bold]{fact.kind}[/bold]: {WHAT_IT_IS[fact.kind]}" for fact in shown))
     add("recalled with P", lambda row: f"{row['recall_probability']:.2f}")
-    add("concept read", lambda row: escape(str(row["concept"])))
+    add("concept read", lambda row: plain(str(row["concept"])))
     add("swap works (random)", lambda row: f"{row['swap_success']:.2f} ({row['swap_control']:.2f})")
     add("concept suffices, P (another)", lambda row: f"{row['sufficiency']:.2f} ({row['sufficiency_control']:.2f})")
     add("P lost without it (random)", lambda row: f"{row['ablation_drop']:.2f} ({row['ablation_control']:.2f})")
@@ -112,7 +112,7 @@ def _about_free(facts: pd.DataFrame, shown: Sequence[Shown], *, seed: int) -> st
     cue, shuffled = shown[-1].row["cue"], count["null"]
     follow = count["entailment"]["matching"]
     return (
-        f"\n[bold]Invented?[/bold] Nobody gave {escape(cue)} a concept. Of {count['facts']} such free facts "
+        f"\n[bold]Invented?[/bold] Nobody gave {plain(cue)} a concept. Of {count['facts']} such free facts "
         f"{count['matches']:.0%} evoke a concept that has their answer; with shuffled answers {shuffled['mean']:.0%} "
         f"do (at most {shuffled['max']:.0%} in 1000 shuffles, p = {count['p_value']:.1g}). "
         f"{count['verdicts']} are judged mnemonic.\nA concept vector carries its answer with it, so look at the other "

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+
+# Control characters but the line feed, line and paragraph separators, marks of direction, halves of characters.
+_STEERING = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class MnemoError(ValueError):
@@ -33,6 +37,11 @@ class InputError(MnemoError):
         place += [f"row {row}"] if row is not None else []
         place += [f"column {column!r}"] if column is not None else []
         super().__init__(f"{', '.join(place)}: {problem}" if place else problem)
+
+
+def visible(text: str) -> str:
+    """`text` with the characters that steer a terminal (escapes, cursor, writing direction) written out."""
+    return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,0 +1,65 @@
+"""A spreadsheet runs nothing of what mnemo writes, and mnemo reads back the very text."""
+
+from __future__ import annotations
+
+import csv
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mnemo.tables import read_csv, write_csv
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
+nasty = st.tuples(st.sampled_from(["", "'", "''", *FORMULA]), texts).map("".join)
+
+
+@given(st.lists(nasty, min_size=1, max_size=5), st.floats(-1e6, 1e6))
+def test_every_text_is_read_back_and_no_cell_is_a_formula(tmp_path_factory, values, number):
+    file = tmp_path_factory.mktemp("t") / "t.csv"
+    table = pd.DataFrame({"cue": values, "score": number})
+    write_csv(table, file)
+    pd.testing.assert_frame_equal(read_csv(file), table.astype({"cue": "str"}), check_dtype=False)
+    with file.open(encoding="utf-8", newline="") as lines:
+        _, *rows = csv.reader(lines)
+    for cue, score in rows:
+        assert not cue.startswith(FORMULA) or float(cue) is not None  # what a number says is a number
+        assert float(score) == pytest.approx(number)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("+A==", "'+A=="),
+        ("=1+1", "'=1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\tx", "'\tx"),
+        ("＝1", "'＝1"),  # noqa: RUF001
+        ("'=x", "''=x"),
+        ("-1", "-1"),
+        ("+2.5e3", "+2.5e3"),
+        ("VA==", "VA=="),
+        ("'tis", "'tis"),
+        ("f000", "f000"),
+    ],
+)
+def test_only_what_a_spreadsheet_would_run_is_changed(tmp_path, text, written):
+    write_csv(pd.DataFrame({"fact_id": ["f1"], "cue": [text]}), tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as lines:
+        assert list(csv.reader(lines))[1] == ["f1", written]
+    assert read_csv(tmp_path / "t.csv")["cue"].tolist() == [text]
+
+
+def test_names_of_columns_come_from_files_too(tmp_path):
+    table = pd.DataFrame({"fact_id": ["a"], "=cmd()": ["x"]})
+    write_csv(table, tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text().startswith("fact_id,'=cmd()")
+    assert list(read_csv(tmp_path / "t.csv").columns) == ["fact_id", "=cmd()"]
+
+
+def test_what_is_missing_stays_missing(tmp_path):
+    write_csv(pd.DataFrame({"cue": ["NA", None], "score": [None, 0.5]}), tmp_path / "t.csv")
+    read = read_csv(tmp_path / "t.csv")
+    assert read["cue"][0] == "NA" and pd.isna(read["cue"][1]) and pd.isna(read["score"][0])
