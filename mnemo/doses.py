@@ -24,6 +24,7 @@ from mnemo.interventions import ConceptTable, choose_targets, like
 from mnemo.patching import Patch, ask
 from mnemo.prompts import Prompt
 from mnemo.study_concepts import study_concepts
+from mnemo.tables import write_csv
 
 if TYPE_CHECKING:
     from mnemo.study import Study
@@ -101,8 +102,7 @@ def write_doses(doses: pd.DataFrame, folder: Path, *, title: str) -> None:
     """
     from mnemo.plot import dose_figure
 
-    with replacing(folder / "doses.csv") as draft:
-        doses.to_csv(draft, index=False)
+    write_csv(doses, folder / "doses.csv")
     with replacing(folder / "doses.png") as draft:
         dose_figure(doses, title=title).savefig(draft, dpi=150, format="png")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mnemo.errors import InputError
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 @contextmanager
@@ -46,3 +50,23 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="")
+
+
+def is_draft(path: Path) -> bool:
+    """Whether `path` is a temporary name of `replacing`: beside a writer that was killed, one may stay behind."""
+    return _DRAFT.fullmatch(path.name) is not None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits.
+
+    Raises:
+        InputError: it is no file, or cannot be read.
+    """
+    try:
+        if not path.is_file():  # a pipe or a device might never end
+            raise InputError("is no file", file=path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error})", file=path) from error

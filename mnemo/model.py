@@ -46,6 +46,7 @@ class Model:
         fingerprint: SHA-256 over configuration and weights; the same in every process and however the
             model was loaded, another one in another dtype.
         probe: what `self_check` compares the bridge with.
+        source: the directory or hub name that it was loaded from; None for a model in memory.
     """
 
     bridge: TransformerBridge
@@ -53,6 +54,7 @@ class Model:
     name: str
     fingerprint: str
     probe: Probe = field(repr=False)
+    source: str | None = field(default=None, repr=False)
 
     @property
     def n_layers(self) -> int:
@@ -175,8 +177,10 @@ def load(
         ModelCheckError: it was loaded, but `self_check` or its tokenizer failed.
     """
     device, dtype = _device(device), _dtype(dtype)
+    origin = None
     if isinstance(source, str | Path):
         folder, name = find_folder(source)
+        origin = str(folder.absolute()) if Path(source).expanduser().exists() else str(source)
         with quietly():
             hf = read_model(folder, dtype)
             tokenizer = read_tokenizer(folder) if tokenizer is None else tokenizer
@@ -193,7 +197,7 @@ def load(
             hf = hf.to(device)  # pyright: ignore[reportArgumentType]
         hf.eval().requires_grad_(False)
         fingerprint, probe = _fingerprint(hf), _probe(hf)
-        model = Model(_bridge(hf, tokens, name), tokens, name, fingerprint, probe)
+        model = Model(_bridge(hf, tokens, name), tokens, name, fingerprint, probe, origin)
     if check:
         self_check(model)
     return model

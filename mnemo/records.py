@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 import shlex
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import pandas as pd
 
 from mnemo.errors import InputError
 from mnemo.facts import FactSet, Task
-from mnemo.files import replacing, write_text
+from mnemo.files import digest, is_draft, replacing, write_text
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -27,32 +26,54 @@ _PACKAGES = ("mnemo", "torch", "transformers", "transformer-lens", "numpy")
 _PARTS, _MARK = ".mnemo-parts", "inputs.txt"  # the folder, and the file by which it is known as ours
 
 
-def run_record(task: Task, model: Model, facts: FactSet, **options: Any) -> dict[str, Any]:
-    """Return versions, hashes, options and the command: enough to repeat the run.
+def run_record(task: Task, model: Model, facts: FactSet, *, kind: str, **options: Any) -> dict[str, Any]:
+    """Return versions, hashes, sources, options and the command: enough to repeat the run.
 
-    `inputs` is one hash over everything that decides the result.
+    `inputs` is one hash over everything that decides the result, `source` says where that was read from (None for what
+    was made in Python and lies nowhere).
+
+    Args:
+        task: the task.
+        model: the model.
+        facts: the facts asked about.
+        kind: what was run, such as ``extract``.
+        options: the seed and everything else that decides the result.
     """
-    task_text = task.model_dump_json(exclude={"folder"})
-    facts_text = json.dumps([fact.model_dump() for fact in facts], sort_keys=True)
-    inputs = {
-        "task": _hash(task_text),
-        "facts": _hash(facts_text),
-        "lexicon": _hash("\n".join(task.load_lexicon())),
-        "model": model.fingerprint,
-        **options,
-    }
+    inputs = {**text_hashes(task, facts), "model": model.fingerprint, **options}
     return {
-        "command": _command(),
+        "kind": kind,
+        "command": command(),
         "python": platform.python_version(),
         "versions": package_versions(),
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
+        "source": source_of(task, model, facts),
         **inputs,
-        "inputs": _hash(json.dumps({**inputs, "versions": _version("mnemo")}, sort_keys=True)),
+        "inputs": text_hash(json.dumps({**inputs, "versions": _version("mnemo")}, sort_keys=True)),
     }
 
 
-def _command() -> str:
+def text_hashes(task: Task, facts: FactSet) -> dict[str, str]:
+    """Return hashes of what a task says, of the facts and of the lexicon."""
+    facts_text = json.dumps([fact.model_dump() for fact in facts], sort_keys=True)
+    return {
+        "task": text_hash(task.model_dump_json(exclude={"folder"})),
+        "facts": text_hash(facts_text),
+        "lexicon": text_hash("\n".join(task.load_lexicon())),
+    }
+
+
+def source_of(task: Task, model: Model, facts: FactSet) -> dict[str, str | None]:
+    """Return where task, model and facts were read from; None for what was made in Python and lies nowhere."""
+    file = task.folder / "task.toml"
+    return {
+        "task": str(file.absolute()) if file.is_file() else None,
+        "facts": str(facts.file.absolute()) if facts.file else None,
+        "model": model.source,
+    }
+
+
+def command() -> str:
     """The command as it can be typed again; in a notebook or a script it is theirs."""
     program = Path(sys.argv[0])
     ours = program.name == "mnemo" or program.parts[-2:] == ("mnemo", "__main__.py")
@@ -71,7 +92,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _hash(text: str) -> str:
+def text_hash(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -103,14 +125,18 @@ class Parts:
         return parts
 
     def get(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """Return the part `name`: as it was kept, or made now and kept."""
+        """Return the part `name`: as it was kept, or made now and kept.
+
+        A part is kept with the hash of its file beside it; one without, or with another, is damaged and made again.
+        """
         if self.folder is None:
             return make()
-        file = self.folder / f"{name}.parquet"
-        if not file.is_file():
+        file, seal = self.folder / f"{name}.parquet", self.folder / f"{name}.sha256"
+        if not _sealed(file, seal):
             part = make()
             with replacing(file) as draft:
                 part.to_parquet(draft)
+            write_text(seal, digest(file))
         return pd.read_parquet(file)
 
     def end(self) -> None:
@@ -126,10 +152,25 @@ class Parts:
         """Remove the folder if a run made it; what others put under that name is not ours to remove."""
         if self.folder is None or not self.folder.is_dir():
             return
-        if self._marked_with() is not None:
-            shutil.rmtree(self.folder)
-        elif any(self.folder.iterdir()):
+        kept = [file for file in self.folder.iterdir() if file.name != _MARK]
+        if self._marked_with() is None and not all(map(is_draft, kept)):
             raise InputError(
                 f"holds files but no {_MARK}, so no run of mnemo made it: move it away, or write to another folder",
                 file=self.folder,
             )
+        try:
+            for file in kept:  # the mark goes last: killed half-way, the folder is still known as ours
+                file.unlink(missing_ok=True)
+            (self.folder / _MARK).unlink(missing_ok=True)
+            self.folder.rmdir()
+        except OSError as error:
+            raise InputError(f"cannot be removed ({error.strerror or error})", file=self.folder) from error
+
+
+def count_parts(out: Path, stage: str) -> int:
+    """How many parts of a stage (``trials``, ``paths``) a run that writes to `out` has finished so far."""
+    return sum(1 for _ in (out / _PARTS).glob(f"{stage}-*.sha256"))
+
+
+def _sealed(file: Path, seal: Path) -> bool:
+    return file.is_file() and seal.is_file() and seal.read_text(encoding="utf-8") == digest(file)

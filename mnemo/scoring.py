@@ -47,6 +47,7 @@ def benchmark(
     task = task if isinstance(task, Task) else Task.read(task)
     truth = read_truth(task.folder / "truth.csv", task.load_facts(options.get("facts")))
     study = extract(task, out=out, **options)
+    study.record["kind"] = "benchmark"
     metrics = score(study.table, truth, seed=int(options.get("seed", 0)))
     kind = study.table[["fact_id"]].merge(truth, on="fact_id", how="left")["kind"]
     study.table["invented"] = mark_invented(study.table, (kind == "free").to_numpy())

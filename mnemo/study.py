@@ -38,6 +38,7 @@ from mnemo.patching import Site, read_stream
 from mnemo.prompts import Prompt, render
 from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
+from mnemo.tables import write_csv
 from mnemo.tracing import top_path
 from mnemo.verdict import judge, weigh
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
@@ -117,7 +118,7 @@ class Study:
 
         write_report(self, Path(folder), truth=truth)
 
-    def write(self, folder: str | Path, *, truth: pd.DataFrame | None = None) -> None:
+    def write(self, folder: str | Path, *, truth: pd.DataFrame | None = None, report: bool = True) -> None:
         """Write verdicts.csv, verdicts.parquet, run.json, the report and, if there is a waypoint, sites.csv.
 
         A sites.csv that an earlier study left there goes, since it says nothing about this one.
@@ -125,19 +126,19 @@ class Study:
         Args:
             folder: where to.
             truth: for the report, as in `report`.
+            report: False to leave the report out, whose figures take seconds.
         """
         folder = Path(folder)
-        with replacing(folder / "verdicts.csv") as draft:
-            self.table.to_csv(draft, index=False)
+        write_csv(self.table, folder / "verdicts.csv")
         with replacing(folder / "verdicts.parquet") as draft:
             self.table.to_parquet(draft, index=False)
         if self.waypoint is None:
             (folder / "sites.csv").unlink(missing_ok=True)
         else:
-            with replacing(folder / "sites.csv") as draft:
-                self.waypoint.candidates.to_csv(draft, index=False)
+            write_csv(self.waypoint.candidates, folder / "sites.csv")
         write_text(folder / "run.json", json.dumps({**self.record, "notes": self.notes}, indent=2) + "\n")
-        self.report(folder, truth=truth)
+        if report:
+            self.report(folder, truth=truth)
 
 
 def extract(
@@ -169,23 +170,57 @@ def extract(
     Raises:
         MnemoError: input that cannot be used, in one line.
     """
+    out = Path(out) if out is not None else None
+    study, parts = extract_in_parts(
+        task,
+        model=model,
+        facts=facts,
+        parts_in=out,
+        quick=quick,
+        edit=edit,
+        resume=resume,
+        seed=seed,
+        progress=progress,
+    )
+    if out is not None:
+        study.write(out)
+        parts.end()
+    return study
+
+
+def extract_in_parts(
+    task: Task | str | Path,
+    *,
+    model: Model | str | Path | None = None,
+    facts: FactSet | str | Path | None = None,
+    parts_in: Path | None,
+    quick: bool = False,
+    edit: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Study, Parts]:
+    """Do what `extract` does, but leave the writing to the caller, and with it the end of the finished parts.
+
+    Args:
+        parts_in: folder that keeps finished parts; the caller ends them when it has written the study.
+
+    The other arguments are those of `extract`.
+    """
     start = time.perf_counter()
     if not 0 <= seed < 2**31:
         raise MnemoError(f"seed {seed} given; it must be between 0 and {2**31 - 1}")
     task = task if isinstance(task, Task) else Task.read(task)
     loaded = load_model(task, model)
     chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
-    record = run_record(task, loaded, chosen, seed=seed, quick=quick, edit=edit)
-    parts = Parts.begin(Path(out) if out is not None else None, record["inputs"], resume=resume)
+    record = run_record(task, loaded, chosen, kind="extract", seed=seed, quick=quick, edit=edit)
+    parts = Parts.begin(parts_in, record["inputs"], resume=resume)
     effort = QUICK if quick else Effort()
     study = _Extraction(task, loaded, seed=seed, effort=effort, edit=edit, progress=progress).run(chosen, parts, record)
     study = _with_top_paths(study, parts, most=effort.paths, progress=progress)
     study.table["invented"] = mark_invented(study.table)
     study.table["seconds"] = (time.perf_counter() - start) / len(chosen)
-    if out is not None:
-        study.write(out)
-        parts.end()
-    return study
+    return study, parts
 
 
 @dataclass(frozen=True)
@@ -346,7 +381,7 @@ class _Extraction:
         chunks = read.split(FACTS_PER_CHUNK)
         for k, rows in enumerate(tqdm(chunks, desc="intervening", disable=not self.progress, leave=False)):
 
-            def make(rows: Tensor = rows, k: int = k) -> pd.DataFrame:
+            def make(rows: Tensor = rows) -> pd.DataFrame:
                 trials = run_trials(
                     self.model,
                     recalled.prompts,
@@ -356,7 +391,7 @@ class _Extraction:
                     targets=targets[rows],
                     table=table,
                     vectors=vectors,
-                    seed=self.seed * 1_000_003 + k,
+                    seed=self.seed,
                 )
                 return weigh(trials, recalled.probability[rows])
 

@@ -153,6 +153,8 @@ class TraceRecord(_Part):
         seed: what drew the contrast.
         model_name, fingerprint: the model.
         versions: of what computed the trace.
+        command: the command, as it can be typed again.
+        source: where `task`, `facts` and `model` were read from; None for what lies nowhere.
     """
 
     format: Literal["mnemo trace 1"] = "mnemo trace 1"
@@ -187,6 +189,8 @@ class TraceRecord(_Part):
     model_name: str
     fingerprint: str
     versions: dict[str, str | None]
+    command: str | None = None
+    source: dict[str, str | None] = Field(default_factory=dict, max_length=3)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> TraceRecord:

@@ -27,7 +27,8 @@ from mnemo.facts import Fact, FactSet, Task
 from mnemo.files import replacing, write_text
 from mnemo.multipliers import Multipliers, Totals, Writer, averaged_multipliers
 from mnemo.paths import Edge, Hop, Path, edges_into, node_values, stream_values, strongest_paths
-from mnemo.records import package_versions
+from mnemo.records import command, package_versions, source_of
+from mnemo.tables import write_csv
 from mnemo.trace_record import TracedEdge, TracedNode, TracedPath, TracedStream, TraceRecord, TraceStep
 
 if TYPE_CHECKING:
@@ -186,8 +187,7 @@ class Trace(TraceRecord):
         with replacing(folder / "graph.graphml") as draft:
             nx.write_graphml(self.graph(), draft)
         for name, table in (("nodes", self.nodes), ("edges", self.edges), ("paths", self.path_table())):
-            with replacing(folder / f"{name}.csv") as draft:
-                table.to_csv(draft, index=False)
+            write_csv(table, folder / f"{name}.csv")
         figure = trace_figure(self)
         with replacing(folder / "trace.png") as draft:
             figure.savefig(draft, dpi=150, format="png")
@@ -260,12 +260,20 @@ def trace(
         raise MnemoError(f"top={top} paths asked for; it must be between 1 and 10000")
     if not 0 <= seed < 2**31:
         raise MnemoError(f"seed {seed} given; it must be between 0 and {2**31 - 1}")
-    loaded, pair = _pair(source, fact, contrast=contrast, model=model, seed=seed)
+    loaded, pair, origin = _pair(source, fact, contrast=contrast, model=model, seed=seed)
     multipliers, totals = averaged_multipliers(loaded, pair)
-    return trace_from(loaded, multipliers, totals, top=top, seed=seed)
+    return trace_from(loaded, multipliers, totals, top=top, seed=seed, source=origin)
 
 
-def trace_from(model: Model, multipliers: Multipliers, totals: Totals, *, top: int, seed: int = 0) -> Trace:
+def trace_from(
+    model: Model,
+    multipliers: Multipliers,
+    totals: Totals,
+    *,
+    top: int,
+    seed: int = 0,
+    source: dict[str, str | None] | None = None,
+) -> Trace:
     """Search the paths of multipliers that were made beforehand, and put everything into a trace.
 
     Args:
@@ -274,6 +282,7 @@ def trace_from(model: Model, multipliers: Multipliers, totals: Totals, *, top: i
         totals: from the same.
         top: how many paths to list.
         seed: the seed that drew the contrast, for the record.
+        source: where task, facts and model were read from, for the record.
     """
     pair, total, length = multipliers.contrast, multipliers.total, multipliers.length
     paths = strongest_paths(multipliers, top=top)
@@ -329,6 +338,8 @@ def trace_from(model: Model, multipliers: Multipliers, totals: Totals, *, top: i
         model_name=model.name,
         fingerprint=model.fingerprint,
         versions=package_versions(),
+        command=command(),
+        source=source or {},
     )
 
 
@@ -405,15 +416,15 @@ def _pair(
     contrast: str | None,
     model: Model | str | File | None,
     seed: int,
-) -> tuple[Model, Contrast]:
-    """The model and the contrast that are meant."""
+) -> tuple[Model, Contrast, dict[str, str | None]]:
+    """The model and the contrast that are meant, and where they were read from."""
     from mnemo.model import Model
     from mnemo.study import Study, load_model
 
     if isinstance(source, Model):
         if not isinstance(fact, Contrast):
             raise MnemoError("a model alone does not say how to ask for a fact: give a task, or a contrast as the fact")
-        return source, fact
+        return source, fact, {"model": source.source}
     facts: FactSet | None = None
     if isinstance(source, Study):
         task, model = source.task, source.model if model is None else model
@@ -421,7 +432,8 @@ def _pair(
     else:
         task = source if isinstance(source, Task) else Task.read(source)
     if isinstance(fact, Contrast):
-        return load_model(task, model), fact
+        loaded = load_model(task, model)
+        return loaded, fact, {"model": loaded.source}
     facts = task.load_facts() if facts is None else facts
     chosen = facts.find(fact) if isinstance(fact, str) else facts[fact.fact_id]
     other = None if contrast is None else facts.find(contrast)
@@ -434,7 +446,7 @@ def _pair(
         raise MnemoError(
             f"no fact can be compared with {chosen.cue!r}: none has another answer and a prompt of as many tokens"
         )
-    return loaded, found
+    return loaded, found, source_of(task, loaded, facts)
 
 
 def _facts_of(study: Study) -> FactSet:
