@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mnemo.errors import MnemoError
+from mnemo.errors import MnemoError, visible
 
 # Read when torch is first imported. Threads that spin while they wait for a core which something else holds make small
 # models several times slower.
@@ -118,10 +118,52 @@ def trace_command(
     try:
         curves = dose_curves(study, found.fact_id, seed=seed)
     except MnemoError as error:  # the trace stands without them
-        print(f"no interventions: {error}")
+        _say(f"no interventions: {error}")
         return
     write_doses(curves, folder, title=f"{found.cue} → {concept} → {found.answer}")
     print_doses(curves, folder)
+
+
+@app.command("sweep")
+def sweep_command(
+    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="File that names tasks, models and seeds.")],
+    out: Out = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that its paths start from, else its own.")] = None,
+    address: Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster, such as tcp://host:8786.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes to start here, without --address.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads of each worker.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
+) -> None:
+    """Extract many models, tasks and seeds on a Dask cluster; started again, it goes on."""
+    from mnemo.cluster import Sweep, plan_runs, run_sweep
+    from mnemo.report import print_plan, print_sweep
+
+    asked = Sweep.read(sweep)
+    folder = out or Path("out") / sweep.resolve().stem
+    if dry_run:
+        print_plan(plan_runs(asked, root=root), folder, address=address, workers=workers)
+        return
+    runs = run_sweep(asked, out=folder, root=root, address=address, workers=workers, threads=threads, say=_say)
+    print_sweep(runs, folder)
+    if failed := int(runs["error"].notna().sum()):
+        raise MnemoError(f"{failed} of {len(runs)} runs failed (see runs.csv); start the sweep again to try them again")
+
+
+@app.command("rerun")
+def rerun_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What extract, benchmark, trace or sweep wrote.")],
+    task: Annotated[Path | None, typer.Option(help="Where the task lies now, if it was moved.")] = None,
+    model: ModelName = None,
+    facts: FactsFile = None,
+) -> None:
+    """Repeat a run and compare: exit code 0 if it comes out the same, 1 if not."""
+    from mnemo.rerun import rerun
+
+    found = rerun(folder, task=task, model=model, facts=facts)
+    for line in found.lines:
+        _say(line)
+    if not found.same:
+        raise typer.Exit(1)
 
 
 @organism_app.command("train")
@@ -176,12 +218,17 @@ def main() -> None:
         _fail(f"{message} (see mnemo --help)")
     except (typer.Abort, KeyboardInterrupt):
         print(
-            "mnemo: interrupted; extract and benchmark go on with --resume, organism train by itself", file=sys.stderr
+            "mnemo: interrupted; extract and benchmark go on with --resume, organism train and sweep by themselves",
+            file=sys.stderr,
         )
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _say(line: str) -> None:
+    print(visible(line))
+
+
 def _fail(message: str) -> NoReturn:
-    print(f"mnemo: {' '.join(message.split())}", file=sys.stderr)
+    print(f"mnemo: {visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

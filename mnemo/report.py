@@ -10,10 +10,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mnemo.cluster.plan import Run
+from mnemo.cluster.work import is_done
 from mnemo.doses import CURVES
+from mnemo.errors import visible
 from mnemo.invented import strongest_first
 from mnemo.study import Study
 from mnemo.tracing import Trace
+
+
+def plain(text: str) -> str:
+    """Text of a task, a fact or a model for a `Console`: no markup of rich and no code of the terminal acts."""
+    return escape(visible(text))
 
 
 def print_summary(study: Study, folder: Path) -> None:
@@ -34,8 +42,8 @@ def print_summary(study: Study, folder: Path) -> None:
             listing.add_column(column, overflow="fold")
         for _, row in listed.head(10).iterrows():
             listing.add_row(
-                escape(f"{row['cue']} -> {row['answer']}"),
-                escape(str(row["concept"])),
+                plain(f"{row['cue']} -> {row['answer']}"),
+                plain(str(row["concept"])),
                 row["invented"],
                 f"{row['score']:.2f}",
                 f"{row['swap_success']:.2f} ({row['swap_control']:.2f})",
@@ -43,8 +51,8 @@ def print_summary(study: Study, folder: Path) -> None:
             )
         console.print(listing)
     for note in study.notes:
-        console.print(f"note: {escape(note)}", style="yellow")
-    console.print(f"written: {escape(str(folder / 'report.html'))}, verdicts.csv and the files beside them")
+        console.print(f"note: {plain(note)}", style="yellow")
+    console.print(f"written: {plain(str(folder / 'report.html'))}, verdicts.csv and the files beside them")
 
 
 def print_metrics(metrics: dict[str, Any], folder: Path) -> None:
@@ -78,7 +86,42 @@ def print_metrics(metrics: dict[str, Any], folder: Path) -> None:
             f"{free['null']['mean']:.3f}, at most {free['null']['max']:.3f}, p = {free['p_value']:.2g}); "
             f"{free['verdicts']} of {free['facts']} recalled through a concept: {kinds}"
         )
-    console.print(f"written: {escape(str(folder / 'metrics.json'))}, report.html and the files beside them")
+    console.print(f"written: {plain(str(folder / 'metrics.json'))}, report.html and the files beside them")
+
+
+def print_plan(runs: list[Run], folder: Path, *, address: str | None, workers: int) -> None:
+    """Print the runs of a sweep, which of them are finished, and where the others would be run."""
+    console = Console()
+    table = Table("run", "facts", "model", "checkpoint", "seed", "", box=None, pad_edge=False)
+    done = {run.name for run in runs if is_done(run, folder)}
+    for run in runs:
+        state = "finished" if run.name in done else ""
+        table.add_row(
+            plain(run.name), str(run.facts), plain(run.model), plain(run.checkpoint or ""), str(run.seed), state
+        )
+    console.print(table)
+    left = [run for run in runs if run.name not in done]
+    where = (
+        f"the Dask cluster at {address}" if address else f"{workers} {'processes' if workers > 1 else 'process'} here"
+    )
+    console.print(
+        f"{len(left)} of {len(runs)} runs to do, {sum(run.facts for run in left)} facts, "
+        f"{len({run.model for run in left})} models, on {plain(where)}, into {plain(str(folder))}"
+    )
+
+
+def print_sweep(runs: pd.DataFrame, folder: Path) -> None:
+    """Print how many runs went how, and what came of those that failed."""
+    console = Console()
+    failed = runs[runs["error"].notna()]
+    kept = int(runs["kept"].sum())
+    facts = int(runs.loc[runs["error"].isna(), "facts"].sum())
+    console.print(
+        f"{len(runs) - len(failed)} of {len(runs)} runs finished, {kept} of them before; {facts} facts judged"
+    )
+    for row in failed.itertuples():
+        console.print(f"failed: {plain(str(row.name))}: {plain(str(row.error))}", style="yellow")
+    console.print(f"written: {plain(str(folder / 'verdicts.parquet'))}, runs.csv, and a folder for each run in runs/")
 
 
 def print_organism(card: dict[str, Any], folder: Path) -> None:
@@ -87,7 +130,7 @@ def print_organism(card: dict[str, Any], folder: Path) -> None:
     for name, values in card["measured"].items():
         shown = values if isinstance(values, dict) else {"": values}
         console.print(f"{name}: " + "  ".join(f"{key} {_number(value)}" for key, value in shown.items()))
-    console.print(f"trained in {card['seconds']:.0f} s; written: {escape(str(folder))}")
+    console.print(f"trained in {card['seconds']:.0f} s; written: {plain(str(folder))}")
 
 
 def print_trace(trace: Trace, folder: Path, *, rows: int = 10) -> None:
@@ -99,14 +142,14 @@ def print_trace(trace: Trace, folder: Path, *, rows: int = 10) -> None:
         rows: how many of each.
     """
     console = Console()
-    console.print(f"[bold]{escape(f'{trace.cue} -> {trace.answer}')}[/bold], compared with ", end="")
-    console.print(escape(f"{trace.contrast_cue} -> {trace.contrast_answer}"))
+    console.print(f"[bold]{plain(f'{trace.cue} -> {trace.answer}')}[/bold], compared with ", end="")
+    console.print(plain(f"{trace.contrast_cue} -> {trace.contrast_answer}"))
     console.print(
-        f"logit({escape(repr(trace.answer_token))}) - logit({escape(repr(trace.contrast_answer_token))}): "
+        f"logit({plain(repr(trace.answer_token))}) - logit({plain(repr(trace.contrast_answer_token))}): "
         f"{trace.metric_clean:.3f} clean, {trace.metric_corrupt:.3f} corrupt, [bold]{trace.total:.3f}[/bold] to explain"
     )
     if trace.predicted != trace.answer_token:
-        says = escape(f"the model answers {trace.predicted!r}, not {trace.answer_token!r}")
+        says = plain(f"the model answers {trace.predicted!r}, not {trace.answer_token!r}")
         console.print(f"note: {says}: it does not recall this fact", style="yellow")
     nodes = trace.nodes[trace.nodes["component"] != "logits"].head(rows).itertuples()
     _print_shares(console, "node", [(f"{n.component}@{n.position}", n.value, n.share, n.token) for n in nodes])
@@ -124,7 +167,7 @@ def print_trace(trace: Trace, folder: Path, *, rows: int = 10) -> None:
         f"{len(trace.paths)} paths carry {trace.covered:.1%} of the whole, all others {1 - trace.covered:.1%}; all "
         f"paths together miss it by {trace.conserved:.1g} of it ({trace.quadrature_nodes} nodes)"
     )
-    console.print(f"written: {escape(str(folder / 'graph.json'))}, trace.png and the tables beside them")
+    console.print(f"written: {plain(str(folder / 'graph.json'))}, trace.png and the tables beside them")
 
 
 def print_doses(doses: pd.DataFrame, folder: Path) -> None:
@@ -136,7 +179,7 @@ def print_doses(doses: pd.DataFrame, folder: Path) -> None:
         own, predicted = trials["p_own"].mean(), trials["p_predicted"].mean()
         table.add_row(f"{name}: {CURVES[str(name)]}", str(len(trials)), _number(own), _number(predicted))
     console.print(table)
-    console.print(f"written: {escape(str(folder / 'doses.png'))} and doses.csv")
+    console.print(f"written: {plain(str(folder / 'doses.png'))} and doses.csv")
 
 
 def _print_shares(console: Console, what: str, rows: list[tuple[str, float, float, Any]], *, last: str = "") -> None:
@@ -146,7 +189,7 @@ def _print_shares(console: Console, what: str, rows: list[tuple[str, float, floa
     table.add_column("share", justify="right")
     table.add_column(last)
     for text, value, share, more in rows:
-        table.add_row(escape(text), f"{value:.3f}", f"{share:.1%}", escape(str(more)))
+        table.add_row(plain(text), f"{value:.3f}", f"{share:.1%}", plain(str(more)))
     console.print(table)
     console.print()
 

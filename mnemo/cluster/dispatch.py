@@ -1,0 +1,233 @@
+"""All runs of a sweep, handed to Dask and watched from here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from mnemo.cluster.plan import Run, Sweep, plan_runs
+from mnemo.cluster.results import write_results
+from mnemo.cluster.work import RUNS, WORK, Outcome, perform
+from mnemo.errors import MnemoError
+from mnemo.files import is_draft, write_text
+from mnemo.records import command, count_parts, package_versions
+from mnemo.tokens import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from distributed import Client
+
+POLL = 1.0  # seconds between two looks at what is finished
+DEATHS = 3  # workers that a run may cost without one more part of it getting done: after that it is given up
+_PATIENCE = 30  # seconds to wait for a scheduler
+
+
+def run_sweep(
+    sweep: Sweep | str | Path,
+    *,
+    out: str | Path,
+    root: str | Path | None = None,
+    address: str | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> pd.DataFrame:
+    """Do all runs of a sweep, and put their verdicts into one table. What is finished already is kept.
+
+    Started again after any interruption, with the same file and the same `out`, it goes on: finished runs stay, and
+    unfinished ones go on from their finished parts. On a cluster all workers must see the paths of tasks, models and
+    `out` under the same names.
+
+    Args:
+        sweep: sweep.toml, or what it says.
+        out: folder for the results: `runs/`, one study for each run; verdicts.parquet, the facts of all; runs.csv, a
+            row for each run; sweep.json, what was asked.
+        root: folder that the paths of the sweep start from; None for the one that holds sweep.toml.
+        address: scheduler of a Dask cluster that runs already (``tcp://host:8786``); None to start processes here.
+        workers: how many processes to start here.
+        threads: of torch in each worker; None leaves Dask's setting, which is one for processes started here.
+        progress: show a progress bar over facts.
+        say: told what the user should know on the way, such as where the dashboard is.
+
+    Returns:
+        a row for each run: name, task, model, checkpoint, seed, facts, then what became of it: `error` (None where it
+        went well), `kept`, `loaded`, `seconds`, `process`.
+
+    Raises:
+        MnemoError: the sweep or a task cannot be used, there is no scheduler, it was lost on the way, or the results
+            cannot be written. What a run cannot do is told in its row; the others go on.
+    """
+    sweep = sweep if isinstance(sweep, Sweep) else Sweep.read(sweep)
+    runs = plan_runs(sweep, root=Path(root) if root is not None else None)
+    out, tell = Path(out).absolute(), say or (lambda _: None)
+    _clean(out)
+    asked = {"kind": "sweep", "command": command(), "versions": package_versions(), "sweep": sweep.model_dump()}
+    asked |= {"runs": {run.name: run.about() for run in runs}}
+    write_text(out / "sweep.json", json.dumps(asked, indent=1) + "\n")
+    with _client(address, workers=workers) as client:
+        if client.dashboard_link:
+            tell(f"dashboard: {client.dashboard_link}")
+        outcomes = list(_outcomes(client, runs, out, threads=threads, progress=progress, tell=tell))
+    table = write_results(runs, outcomes, out)
+    if not any(outcome.error for outcome in outcomes):
+        shutil.rmtree(out / WORK, ignore_errors=True)
+    return table
+
+
+@contextmanager
+def _client(address: str | None, *, workers: int) -> Iterator[Client]:
+    """A client of the scheduler at `address`, or of one started here with its workers."""
+    try:
+        import dask.config as settings
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise MnemoError("a sweep needs dask.distributed: pip install 'mnemo[cluster]'") from None
+    if address is not None:
+        try:
+            client = Client(address, timeout=_PATIENCE, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise MnemoError(f"no Dask scheduler answers at {shown(address)} ({error}): start one, see docs") from None
+        with _quiet(), client:
+            yield client
+        return
+    with (
+        settings.set({"distributed.scheduler.allowed-failures": DEATHS}),
+        _quiet(),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+            memory_limit=0,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep from the terminal what Dask logs about lost connections: the outcome says what matters."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _outcomes(
+    client: Client,
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    threads: int | None,
+    progress: bool,
+    tell: Callable[[str], None],
+) -> Iterator[Outcome]:
+    """Yield the outcome of each run as it comes; those of one model are handed out together, in the order of `runs`."""
+    from concurrent.futures import CancelledError
+
+    from distributed.scheduler import KilledWorker
+
+    def submit(k: int, attempt: int) -> Any:
+        key = (f"mnemo-{out.name}", k, attempt)
+        return client.submit(perform, runs[k], str(out), threads, key=key, priority=-k, pure=False)
+
+    waiting = {k: submit(k, 0) for k in range(len(runs))}
+    parts_seen = {k: -1 for k in waiting}
+    attempts = dict.fromkeys(waiting, 0)
+    try:
+        with _Bar(runs, out, shown=progress) as bar:
+            while waiting:
+                ready = [k for k, future in waiting.items() if future.done()]
+                for k in ready:
+                    future, run = waiting.pop(k), runs[k]
+                    try:
+                        outcome = future.result()
+                    except (CancelledError, TimeoutError, OSError) as error:
+                        raise MnemoError(
+                            f"the scheduler was lost ({error}): what is finished is kept in {out}; start the same "
+                            "sweep again to go on"
+                        ) from None
+                    except KilledWorker:
+                        parts = _parts(out, run)
+                        if parts > parts_seen[k]:
+                            parts_seen[k], attempts[k] = parts, attempts[k] + 1
+                            waiting[k] = submit(k, attempts[k])
+                            continue
+                        outcome = _failed(run, f"{DEATHS + 1} workers died of it without getting on: out of memory?")
+                    except Exception as error:  # a fault of mnemo or of a library, in one run: the others go on
+                        outcome = _failed(run, f"{type(error).__name__}: {error}")
+                    if outcome.error:
+                        tell(f"{run.name}: {outcome.error}")
+                    bar.finished(run)
+                    yield outcome
+                bar.look(runs[k] for k in waiting)
+                if waiting and not ready:
+                    time.sleep(POLL / 4)
+    finally:
+        client.cancel(list(waiting.values()), force=True)
+
+
+def _failed(run: Run, why: str) -> Outcome:
+    return Outcome(run.name, " ".join(why.split()), kept=False, loaded=False, seconds=0.0, process=0)
+
+
+def _parts(out: Path, run: Run) -> int:
+    return sum(count_parts(out / WORK / run.name, stage) for stage in ("trials", "paths"))
+
+
+class _Bar:
+    """Progress over the facts of all runs: those of finished runs, and those whose trials are done."""
+
+    def __init__(self, runs: Sequence[Run], out: Path, *, shown: bool) -> None:
+        self._out, self._done, self._looked = out, 0, 0.0
+        self._bar = tqdm(total=sum(run.facts for run in runs), unit="fact", desc="sweep", disable=not shown)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def finished(self, run: Run) -> None:
+        self._done += run.facts
+        self._looked = 0.0  # the next look shows it
+
+    def look(self, running: Any) -> None:
+        """Count what runs have done so far, if the last look is long enough ago."""
+        if self._bar.disable or time.monotonic() - self._looked < POLL:
+            return
+        from mnemo.study import FACTS_PER_CHUNK
+
+        self._looked = time.monotonic()
+        half = [min(run.facts, FACTS_PER_CHUNK * count_parts(self._out / WORK / run.name, "trials")) for run in running]
+        self._bar.n = self._done + sum(half)
+        self._bar.refresh()
+
+
+def _clean(out: Path) -> None:
+    """Remove what writers that were killed left half-written."""
+    for folder in (out, out / RUNS):
+        for path in folder.glob(".*.tmp"):
+            if is_draft(path):
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""Repeat a run from what it wrote, and say where the two differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mnemo.errors import InputError, MnemoError
+from mnemo.facts import FactSet, Task, is_hub_name
+from mnemo.records import package_versions, text_hashes
+from mnemo.study import Study, extract, load_model
+from mnemo.textfiles import is_folder, read_json
+from mnemo.tokens import shown
+from mnemo.tracing import Trace, trace
+
+# Another batch size, chunk, number of threads or processor adds floats in another order: beyond this they differ.
+ABSOLUTE, RELATIVE = 1e-4, 1e-3
+NAMED = 10  # differences that are named, of as many as there are
+_INPUTS = ("task", "facts", "lexicon", "model")
+
+
+class _Source(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    task: str | None = Field(default=None, max_length=10_000)
+    facts: str | None = Field(default=None, max_length=10_000)
+    model: str | None = Field(default=None, max_length=10_000)
+
+
+class _Recorded(BaseModel):
+    """What of run.json is needed to repeat the run; nothing in it is believed unread."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    kind: str
+    source: _Source
+    seed: int = Field(ge=0, lt=2**31)
+    quick: bool
+    edit: bool
+    task: str
+    facts: str
+    lexicon: str
+    model: str
+    versions: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """How a repeated run compares with the first.
+
+    Attributes:
+        same: whether it came out the same, floats within ABSOLUTE + RELATIVE * value.
+        lines: what was compared and, where they differ, the first differences, to be shown to the user.
+    """
+
+    same: bool
+    lines: tuple[str, ...]
+
+
+def rerun(
+    folder: str | Path,
+    *,
+    task: str | Path | None = None,
+    model: str | Path | None = None,
+    facts: str | Path | None = None,
+    progress: bool = True,
+) -> Rerun:
+    """Repeat a run with the task, model, facts, seed and options that it recorded, and compare the results.
+
+    Nothing is written. If the task, the facts, the lexicon or the model are not those of the run any more, that is the
+    difference, and nothing is run.
+
+    Args:
+        folder: what `extract`, `benchmark`, `trace` or `sweep` wrote.
+        task, model, facts: where these lie now, if not where the run recorded. A hub model must be named here: a file
+            alone makes nothing be fetched.
+        progress: show progress bars.
+
+    Raises:
+        MnemoError: the folder holds no run, a damaged one, or one that does not say where its inputs lie.
+    """
+    folder = Path(folder)
+    given = {"task": task, "model": model, "facts": facts}
+    if (folder / "run.json").is_file():
+        return _rerun_study(folder, given, progress=progress)
+    if (folder / "graph.json").is_file():
+        return _rerun_trace(folder, given)
+    if (folder / "sweep.json").is_file():
+        runs = sorted(path.parent for path in (folder / "runs").glob("*/run.json"))
+        if not runs:
+            raise InputError("this sweep has no finished run", file=folder)
+        found = {run.name: _rerun_study(run, given, progress=progress) for run in runs}
+        lines = tuple(f"{name}: {line}" for name, one in found.items() for line in one.lines)
+        return Rerun(all(one.same for one in found.values()), lines)
+    what = "holds no run.json, graph.json or sweep.json" if is_folder(folder) else "there is no such folder"
+    raise InputError(f"{what}: give the folder that a run wrote", file=folder)
+
+
+def _rerun_study(folder: Path, given: dict[str, str | Path | None], *, progress: bool) -> Rerun:
+    file = folder / "run.json"
+    try:
+        recorded = _Recorded.model_validate(read_json(file))
+    except ValidationError as error:
+        fault = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, fault["loc"])) or None
+        raise InputError(f"not the record of a run ({fault['msg']})", file=file, column=place) from None
+    before = _read_verdicts(folder / "verdicts.parquet")
+    task, model, facts = _inputs(recorded.source, given, file)
+    loaded = load_model(task, model)
+    now = {**text_hashes(task, facts), "model": loaded.fingerprint}
+    changed = [name for name in _INPUTS if now[name] != getattr(recorded, name)]
+    if changed:
+        parts = (f"{name} (hash {getattr(recorded, name)[:8]} then, {now[name][:8]} now)" for name in changed)
+        return Rerun(False, (f"not repeated: changed since the run: {', '.join(parts)}",))
+    options: dict[str, Any] = {"seed": recorded.seed, "quick": recorded.quick, "edit": recorded.edit}
+    study, metrics = _repeat(recorded.kind, task, model=loaded, facts=facts, progress=progress, **options)
+    differences = list(compare(before, study.table.drop(columns="seconds"), key=["fact_id"]))
+    if metrics is not None:
+        known = pd.DataFrame(_leaves(read_json(folder / "metrics.json")), columns=["metric", "value"])
+        again = pd.DataFrame(_leaves(json.loads(json.dumps(metrics))), columns=["metric", "value"])
+        differences += compare(known, again, key=["metric"])
+    return _verdict(f"{len(before)} facts", differences, recorded.versions)
+
+
+def _repeat(kind: str, task: Task, **options: Any) -> tuple[Study, dict[str, Any] | None]:
+    if kind == "extract":
+        return extract(task, **options), None
+    if kind == "benchmark":
+        from mnemo.scoring import benchmark
+
+        return benchmark(task, **options)
+    raise MnemoError(f"a run of kind {shown(kind)} cannot be repeated: known are extract, benchmark, trace, sweep")
+
+
+def _rerun_trace(folder: Path, given: dict[str, str | Path | None]) -> Rerun:
+    before = Trace.read(folder)
+    task, model, facts = _inputs(_Source.model_validate(before.source), given, folder / "graph.json")
+    loaded = load_model(task, model)
+    if loaded.fingerprint != before.fingerprint:
+        then, now = before.fingerprint[:8], loaded.fingerprint[:8]
+        return Rerun(False, (f"not repeated: changed since the run: model (hash {then} then, {now} now)",))
+    top = max(1, len(before.paths))
+    again = trace(task, facts[before.fact_id], contrast=before.contrast_cue, model=loaded, top=top, seed=before.seed)
+    said = [
+        f"{name}: {getattr(before, name)!r} then, {getattr(again, name)!r} now"
+        for name in ("cue", "answer", "prompt", "corrupt_prompt", "predicted")
+        if getattr(before, name) != getattr(again, name)
+    ]
+    said += compare(before.nodes, again.nodes, key=["component", "position"])
+    said += compare(before.edges, again.edges, key=["writer", "reader", "slot", "source", "position"])
+    said += compare(before.path_table().drop(columns="rank"), again.path_table().drop(columns="rank"), key=["path"])
+    return _verdict(f"{len(before.paths)} paths", said, before.versions)
+
+
+def _inputs(
+    source: _Source, given: dict[str, str | Path | None], file: Path
+) -> tuple[Task, str | Path | None, FactSet]:
+    """The task, the model and the facts: those given, else those that the run recorded."""
+    paths = {name: given[name] if given[name] is not None else getattr(source, name) for name in given}
+    if paths["task"] is None:
+        raise InputError("does not say where its task lies: give --task", file=file)
+    task = Task.read(paths["task"])
+    model = paths["model"]
+    if given["model"] is None and isinstance(model, str) and is_hub_name(model) and model != "organism":
+        raise InputError(f"used {shown(model)} from the hub: give --model {model} to fetch it", file=file)
+    return task, model, task.load_facts(paths["facts"])
+
+
+def _read_verdicts(file: Path) -> pd.DataFrame:
+    if not file.is_file():
+        raise InputError("there is no such file, so there is nothing to compare with", file=file)
+    try:
+        return pd.read_parquet(file).drop(columns="seconds", errors="ignore")
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        raise InputError(f"cannot be read as Parquet ({' '.join(str(error).split())[:80]})", file=file) from None
+
+
+def _verdict(what: str, differences: Sequence[str], versions: dict[str, str | None]) -> Rerun:
+    now = package_versions()
+    moved = [f"{name} {old} then, {now.get(name)} now" for name, old in versions.items() if now.get(name) != old]
+    lines = [f"other versions: {', '.join(moved)}"] if moved else []
+    if not differences:
+        return Rerun(True, (*lines, f"the same: {what}, numbers within {ABSOLUTE:g} + {RELATIVE:g} of their size"))
+    more = [f"... and {len(differences) - NAMED} more"] if len(differences) > NAMED else []
+    return Rerun(False, (*lines, f"{len(differences)} differences:", *differences[:NAMED], *more))
+
+
+def compare(before: pd.DataFrame, after: pd.DataFrame, *, key: list[str]) -> Iterator[str]:
+    """Yield where two tables differ, a line for each value; rows are matched by `key`, in any order.
+
+    Numbers differ where they are further apart than ABSOLUTE + RELATIVE times the first.
+    """
+    for column in before.columns.symmetric_difference(after.columns, sort=False):
+        yield f"column {column!r} is there only {'then' if column in before else 'now'}"
+    before, after = (table.set_index(key).sort_index() for table in (before, after))
+    for row in before.index.symmetric_difference(after.index):
+        yield f"row {_name(row)} is there only {'then' if row in before.index else 'now'}"
+    rows = before.index.intersection(after.index)
+    before, after = before.loc[rows], after.loc[rows]
+    for column in before.columns.intersection(after.columns):
+        old, new = before[column], after[column]
+        for i in np.flatnonzero(~_alike(old, new)):
+            yield f"{_name(rows[i])}, {column}: {old.iloc[i]} then, {new.iloc[i]} now"
+
+
+def _alike(old: pd.Series, new: pd.Series) -> np.ndarray:
+    missing = old.isna().to_numpy() & new.isna().to_numpy()
+    try:
+        numbers = [column.to_numpy(dtype=float, na_value=np.nan) for column in (old, new)]
+    except (ValueError, TypeError):
+        return missing | (old.astype(object) == new.astype(object)).to_numpy(dtype=bool, na_value=False)
+    return missing | np.isclose(numbers[1], numbers[0], rtol=RELATIVE, atol=ABSOLUTE)
+
+
+def _name(row: Any) -> str:
+    return " ".join(str(part) for part in row) if isinstance(row, tuple) else str(row)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The numbers and texts of nested dictionaries and lists, by their place."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value

@@ -1,0 +1,291 @@
+"""Sweeps lose nothing and double nothing, whatever is killed, and come out as undisturbed extractions do."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from mnemo.cluster import Run, Sweep, plan_runs
+from mnemo.cluster.dispatch import run_sweep
+from mnemo.cluster.manifest import read_manifest
+from mnemo.cluster.work import RUNS, WORK, is_done, perform
+from mnemo.errors import InputError, MnemoError
+from mnemo.organisms.compiled import compile_organism
+from mnemo.organisms.folder import write_folder
+from mnemo.organisms.world import WorldConfig, build_world
+from mnemo.study import extract
+from tests.lexicon import PHRASES
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A folder with one small study in it."""
+    config = WorldConfig(seed=3, concepts=8, cues_per_concept=2, decoys=1, idles=1, rotes=2, frees=0)
+    world = build_world(config, PHRASES)
+    folder = tmp_path_factory.mktemp("sweep")
+    write_folder(folder / "study", world, *compile_organism(world), name="compiled")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root) -> dict[int, pd.DataFrame]:
+    """What `extract` alone says, by seed."""
+    return {seed: _comparable(extract(root / "study", quick=True, seed=seed, progress=False).table) for seed in SEEDS}
+
+
+def _comparable(table: pd.DataFrame) -> pd.DataFrame:
+    return table.drop(columns="seconds").reset_index(drop=True)
+
+
+def _sweep(root: Path, **changes: Any) -> Sweep:
+    return Sweep(**{"name": "test", "tasks": ("study",), "seeds": SEEDS, "quick": True, "folder": root, **changes})
+
+
+def _verdicts(run: Run, out: Path) -> pd.DataFrame:
+    return _comparable(pd.read_parquet(out / RUNS / run.name / "verdicts.parquet"))
+
+
+# ---- what is to be run
+
+
+def test_a_plan_is_every_model_with_every_task_seed_and_checkpoint(root, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(root / "study")
+    for name in ("m", "n"):
+        for step in ("10", "20"):
+            (tmp_path / name / step).mkdir(parents=True)
+    sweep = Sweep(
+        name="x", tasks=("a", "b/task.toml"), models=("n", "m"), checkpoints=("10", "20"), seeds=(4, 5), folder=tmp_path
+    )
+    runs = plan_runs(sweep)
+    assert len(runs) == len({run.name for run in runs}) == 16
+    assert len({run.signature for run in runs}) == 8  # both tasks say the same
+    models = [run.model for run in runs]
+    assert models == sorted(models)  # a worker that takes runs in this order loads each model once
+    assert {Path(model).relative_to(tmp_path.absolute()).as_posix() for model in models} == {
+        "m/10", "m/20", "n/10", "n/20",
+    }  # fmt: skip
+    assert plan_runs(sweep) == runs
+
+
+def test_a_hub_model_is_named_with_its_revision_and_not_looked_for(root):
+    (run,) = plan_runs(_sweep(root, models=("org/name",), checkpoints=("step1000",), seeds=(0,)))
+    assert run.model == "org/name@step1000"
+
+
+@pytest.mark.parametrize("change", ["facts", "model", "seed", "quick"])
+def test_whatever_decides_the_result_changes_the_signature(root, tmp_path, change):
+    import shutil
+
+    shutil.copytree(root, tmp_path / "copy")
+    sweep = _sweep(tmp_path / "copy", seeds=(0,))
+    (before,) = plan_runs(sweep)
+    if change == "facts":
+        file = tmp_path / "copy/study/facts.csv"
+        file.write_text(file.read_text().rsplit("\n", 2)[0] + "\n")
+    if change == "model":
+        os.utime(tmp_path / "copy/study/model/model.safetensors", (1, 1))
+    (after,) = plan_runs(_sweep(tmp_path / "copy", seeds=(int(change == "seed"),), quick=change != "quick"))
+    assert before.signature != after.signature
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('name = "x"\n', "'tasks': this key is needed"),
+        ('name = "x"\ntasks = []\n', "at least 1 item"),
+        ('name = "x"\ntasks = ["../other"]\n', "leaves the study folder"),
+        ('name = "x"\ntasks = ["/etc"]\n', "leaves the study folder"),
+        ('name = "x"\ntasks = ["a", "a"]\n', "'a' stands here twice"),
+        ('name = "x"\ntasks = ["a"]\nseeds = [-1]\n', "greater than or equal to 0"),
+        ('name = "x"\ntasks = ["a"]\nseeds = [true]\n', "integer"),
+        ('name = "x"\ntasks = ["a"]\nseed = [1]\n', "did you mean 'seeds'"),
+        ('name = "x"\ntasks = ["a"]\n', "there is no such file"),
+        ('name = "x"\ntasks = ["study"]\nmodels = ["no where"]\n', "neither a directory in"),
+        ('name = "x"\ntasks = ["study"]\ncheckpoints = ["9"]\n', "no such checkpoint"),
+        ('name = "x"\nfolder = "y"\ntasks = ["study"]\n', "the folder is the one that holds the file"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_line_with_its_place(root, text, says):
+    file = root / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(MnemoError) as caught:
+        plan_runs(Sweep.read(file))
+    assert says in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+# ---- one run
+
+
+def test_a_run_is_the_extraction_and_is_done_once(root, undisturbed, tmp_path):
+    runs = plan_runs(_sweep(root))
+    outcomes = [perform(run, str(tmp_path), None) for run in runs]
+    assert [(outcome.error, outcome.kept) for outcome in outcomes] == [(None, False)] * 3
+    assert [outcome.loaded for outcome in outcomes] == [True, False, False]  # one model, loaded once
+    for run in runs:
+        pd.testing.assert_frame_equal(_verdicts(run, tmp_path), undisturbed[run.seed], check_exact=True)
+    before = (tmp_path / RUNS / runs[0].name / "verdicts.parquet").stat().st_mtime_ns
+    again = perform(runs[0], str(tmp_path), None)
+    assert again.kept and (tmp_path / RUNS / runs[0].name / "verdicts.parquet").stat().st_mtime_ns == before
+
+
+def test_a_damaged_run_is_known_and_done_again(root, undisturbed, tmp_path):
+    (run,) = plan_runs(_sweep(root, seeds=(0,)))
+    perform(run, str(tmp_path), None)
+    shard = tmp_path / RUNS / run.name / "verdicts.parquet"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit
+    shard.write_bytes(content)
+    assert not is_done(run, tmp_path)
+    assert not perform(run, str(tmp_path), None).kept
+    pd.testing.assert_frame_equal(_verdicts(run, tmp_path), undisturbed[0], check_exact=True)
+    for damage in ("not json", "{}", '{"files": {}}', '{"files": {"../../x": "0"}}', '{"files": {"gone": "0"}}'):
+        (shard.parent / "manifest.json").write_text(damage)
+        assert read_manifest(shard.parent) is None
+
+
+@contextmanager
+def _disk_full_after(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes, as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(root, undisturbed, tmp_path):
+    (run,) = plan_runs(_sweep(root, seeds=(1,)))
+    for size in (64, 4096, 20_000):  # the lock and the mark, the first part, the last table
+        with _disk_full_after(size):
+            outcome = perform(run, str(tmp_path), None)
+        assert outcome.error is not None and "cannot be written (File too large)" in outcome.error
+        assert not (tmp_path / RUNS / run.name).exists()
+        assert not [path for path in tmp_path.rglob("*.tmp") if path.name.startswith(".")]
+    assert perform(run, str(tmp_path), None).error is None
+    pd.testing.assert_frame_equal(_verdicts(run, tmp_path), undisturbed[1], check_exact=True)
+
+
+def test_what_a_run_cannot_do_is_told_and_does_not_raise(root, tmp_path):
+    (run,) = plan_runs(_sweep(root, seeds=(0,), models=("organism",)))  # cannot spell these cues, or does not know them
+    (gone,) = plan_runs(_sweep(root, seeds=(0,)))
+    lost = Run(**{**gone.about(), "model": str(tmp_path / "gone"), "name": "lost"})
+    outcome = perform(lost, str(tmp_path), None)
+    assert outcome.error is not None and "no such directory" in outcome.error
+    assert run.model == "organism"
+
+
+# ---- all runs, with what may happen to them
+
+
+def _mnemo(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mnemo", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _until(condition: Callable[[], Any], *, process: subprocess.Popen[str], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end and process.poll() is None, process.communicate(timeout=5)
+        time.sleep(0.05)
+    return found
+
+
+def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that do the runs; beside them there is one that multiprocessing keeps for itself."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_killed_workers_a_killed_scheduler_and_an_interrupt_cost_nothing_that_was_finished(root, undisturbed, tmp_path):
+    file, out = root / "sweep.toml", tmp_path / "out"
+    file.write_text(f'name = "x"\ntasks = ["study"]\nseeds = {list(SEEDS)}\nquick = true\n')
+    runs = plan_runs(Sweep.read(file))
+
+    def finished() -> dict[str, int]:
+        return {m.parent.name: m.stat().st_mtime_ns for m in (out / RUNS).glob("*/manifest.json")}
+
+    started = _mnemo("sweep", file, "--out", out, "--workers", "2")
+    _until(lambda: list((out / WORK).glob("*.lock")), process=started)  # a worker is at its first run: kill it there
+    for worker in _workers(started)[:1]:
+        worker.send_signal(signal.SIGKILL)
+    _until(finished, process=started)
+    left = _workers(started)
+    os.killpg(started.pid, 0)  # still there: then the client and the scheduler in it die
+    started.kill()
+    started.communicate()
+    psutil.wait_procs(left, timeout=60)  # workers go with their scheduler
+    assert not [worker for worker in left if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+    kept = finished()
+    assert kept
+
+    again = _mnemo("sweep", file, "--out", out, "--workers", "1")
+    _until(lambda: _workers(again), process=again)
+    os.killpg(again.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
+    said = again.communicate(timeout=90)[1]
+    assert again.returncode == 130 and said.strip().splitlines()[-1].startswith("mnemo: interrupted"), said
+    assert "Traceback" not in said
+
+    table = run_sweep(Sweep.read(file), out=out, workers=1, progress=False)
+    assert table["error"].isna().all() and set(table.loc[table["kept"], "name"]) >= set(kept)
+    assert {name: time for name, time in finished().items() if name in kept} == kept  # not written again
+    whole = pd.read_parquet(out / "verdicts.parquet")
+    assert not whole.duplicated(["run", "fact_id"]).any()
+    assert len(whole) == sum(run.facts for run in runs)
+    for run in runs:
+        pd.testing.assert_frame_equal(_verdicts(run, out), undisturbed[run.seed], check_exact=True)
+    assert not (out / WORK).exists()
+    assert json.loads((out / "sweep.json").read_text())["runs"].keys() == {run.name for run in runs}
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("mnemo.cluster.dispatch._PATIENCE", 0.5)
+    with pytest.raises(MnemoError, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:1'"):
+        run_sweep(_sweep(root), out=tmp_path, address="tcp://127.0.0.1:1", progress=False)
+    with pytest.raises(MnemoError, match="no Dask scheduler answers"):
+        run_sweep(_sweep(root), out=tmp_path, address="nonsense://x", progress=False)
+
+
+def test_a_dry_run_says_what_would_be_run_and_runs_nothing(root, tmp_path):
+    file = root / "dry.toml"
+    file.write_text('name = "x"\ntasks = ["study"]\nseeds = [0, 1]\n')
+    process = _mnemo("sweep", file, "--out", tmp_path / "out", "--dry-run", "--address", "tcp://host:8786")
+    said, error = process.communicate()
+    assert process.returncode == 0, error
+    assert "2 of 2 runs to do, 40 facts, 1 models, on the Dask cluster at tcp://host:8786" in " ".join(said.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_that_others_put_there_are_not_taken_away(root, tmp_path):
+    (tmp_path / RUNS).mkdir()
+    (tmp_path / RUNS / "mine.txt").write_text("mine")
+    (tmp_path / ".notes.tmp").write_text("mine")
+    (run,) = plan_runs(_sweep(root, seeds=(0,)))
+    perform(run, str(tmp_path), None)
+    assert (tmp_path / RUNS / "mine.txt").exists() and (tmp_path / ".notes.tmp").exists()
+    (tmp_path / WORK / run.name).mkdir()
+    file = tmp_path / WORK / run.name / ".mnemo-parts"
+    file.mkdir()
+    (file / "notes.txt").write_text("mine")
+    (other,) = plan_runs(_sweep(root, seeds=(0,), edit=True))
+    assert other.signature != run.signature
+    with pytest.raises(InputError, match="holds files but no"):
+        from mnemo.records import Parts
+
+        Parts.begin(tmp_path / WORK / run.name, "x", resume=True)
