@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemo.blocks import norm_behind, norm_behind_hooks
 from mnemo.errors import MnemoError
 from mnemo.graph import seen_by, stream_hook, writers
 
@@ -53,11 +54,16 @@ class Recording:
 def writer_hooks(model: Model) -> list[str]:
     """Return the hooks from which the values of all writers follow."""
     names = [stream_hook(model, 0)]
-    for layer, block in enumerate(model.bridge.blocks):
-        names += [f"blocks.{layer}.attn.hook_z", f"blocks.{layer}.hook_mlp_out"]
-        if hasattr(block, "ln1_post"):
-            names += [f"blocks.{layer}.ln1_post.hook_in", f"blocks.{layer}.hook_attn_out"]
+    for layer in range(model.n_layers):
+        names += [*head_hooks(model, layer), f"blocks.{layer}.hook_mlp_out"]
     return names
+
+
+def head_hooks(model: Model, layer: int) -> list[str]:
+    """Return the hooks from which follows what the heads of a layer write."""
+    behind = norm_behind_hooks(model, layer)
+    more = [] if behind is None else [behind[0], f"blocks.{layer}.hook_attn_out"]
+    return [f"blocks.{layer}.attn.hook_z", *more]
 
 
 def record(
@@ -104,7 +110,9 @@ def record(
         if name in watch:
             value = watch[name](value)
         if name in gradients:
-            live[name] = value
+            # A tensor of its own: without a norm in between (OLMo 2), or with one for both (Phi), what the MLP reads is
+            # the same tensor that others read, and its gradient would be theirs as well.
+            value = live[name] = value.view_as(value)
         if name in names:
             values[name] = value.detach()
         return value
@@ -219,13 +227,13 @@ def _head_writes(
 def _post_norm_gain(
     model: Model, run: Recording, layer: int, positions: slice
 ) -> Float[Tensor, "fact position d"] | None:
-    block = model.bridge.blocks[layer]
-    if not hasattr(block, "ln1_post"):
+    behind, norm = norm_behind_hooks(model, layer), norm_behind(model, "attention", layer)
+    if behind is None:
         return None
-    before = run.values[f"blocks.{layer}.ln1_post.hook_in"][:, positions].float()
+    before = run.values[behind[0]][:, positions].float()
     after = run.values[f"blocks.{layer}.hook_attn_out"][:, positions].float()
     # The norm of a constant is its weights, up to a factor that the projection takes up again.
-    weight = block.ln1_post.original_component(torch.ones_like(before[:1, :1]).to(model.dtype)).float()
+    weight = norm(torch.ones_like(before[:1, :1]).to(model.dtype)).float()
     shape = before * weight
     return (weight * (after * shape).sum(-1, keepdim=True) / shape.square().sum(-1, keepdim=True)).to(model.dtype)
 
@@ -248,7 +256,9 @@ def differences(
     model: Model, base: Recording, other: Recording, *, some: slice = slice(None), positions: slice = slice(None)
 ) -> Float[Tensor, "fact position writer d"]:
     """Return by how much what each writer writes differs: other run minus base run."""
-    if any(hasattr(block, "ln1_post") for block in model.bridge.blocks):  # norms of outputs differ between the runs
+    if any(
+        norm_behind_hooks(model, layer) for layer in range(model.n_layers)
+    ):  # norms of outputs differ between the runs
         there, here = (contributions(model, run, some=some, positions=positions) for run in (other, base))
         return there - here
     change = {name: other.values[name] - base.values[name] for name in writer_hooks(model)}

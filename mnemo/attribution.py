@@ -239,7 +239,7 @@ class _Plan:
                     there = self.run(other, chosen, gradients=())[0]
                     integrated = self.method.startswith("integrated")  # gradients elsewhere than at the base run
                     here = self.run(base, chosen, gradients=() if integrated else None)
-                    metrics = torch.stack([here[0].metric, there.metric]).cpu()
+                    metrics = torch.stack([here[0].metric, there.metric]).to(self.metrics)
                     self.metrics[:, rows] = metrics if self.noising else metrics.flip(0)
                     yield _Batch(rows.numpy(), chosen, here[0], there, [run.gradients for run in here])
                     bar.update(len(rows))

@@ -24,15 +24,17 @@ from mnemo.activations import (
     checked_metric,
     contributions,
     differences,
+    head_hooks,
     record,
     run_from,
     writer_hooks,
 )
 from mnemo.attribution import Direction
+from mnemo.blocks import normalise
 from mnemo.errors import MnemoError
 from mnemo.graph import Reader, Writer, empty_edges, readers, seen_by, stream_hook, writers
 from mnemo.patching import LOGITS_PER_BATCH, batches, metric, require_contrasts
-from mnemo.readers import check_readers, input_hooks, normalise, project, seen
+from mnemo.readers import check_readers, input_hooks, project, seen
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
@@ -78,7 +80,7 @@ def exact_edges(
             chosen = [contrasts[i] for i in rows.tolist()]
             corrupt = torch.tensor([c.corrupt.tokens for c in chosen], device=model.device)
             runs = [_record(model, tokens, chosen, metric_fn) for tokens in (clean, corrupt)]
-            metrics[:, rows] = torch.stack([run.metric for run in runs]).cpu()
+            metrics[:, rows] = torch.stack([run.metric for run in runs]).to(metrics)
             base, other = runs if direction == "noising" else runs[::-1]
             check_readers(model, base)
             values = scores["score"].values
@@ -202,7 +204,7 @@ def _changes(
         head = torch.tensor([parts[i].head for i in rows], device=step.device)
         stream = seen(model, base, kind, layer)[fact[row], position[row]] + step[row]
         if kind == "mlp":
-            spots, new = (row, position[row]), normalise(model, kind, layer, stream)
+            spots, new = (row, position[row]), normalise(model, "mlp", layer, stream)
         else:
             spots = (row, position[row], head)
             new = project(model, kind, layer, stream)[torch.arange(len(rows), device=head.device), head]
@@ -279,7 +281,7 @@ def exact_path(
                 _, logits = run_from(model, model.n_layers, stream, base.tokens[:, -1:])
                 assert logits is not None  # nothing was kept, so it ran to the end
                 change = checked_metric(metric_fn, logits, chosen) - base.metric
-                effect[rows] = (-change if direction == "noising" else change).cpu()
+                effect[rows] = (-change if direction == "noising" else change).to(effect)
             else:
                 step = _passed_on(model, base, reader, position, step, following)
     return effect
@@ -339,9 +341,7 @@ def _passed_on(
     changes = _changes(model, base, layer, [reader] * len(rows), rows, where, step)
     names = [f"blocks.{layer}.hook_mlp_out"]
     if writer.kind == "head":
-        names = [f"blocks.{layer}.attn.hook_z"]
-        if hasattr(model.bridge.blocks[layer], "ln1_post"):
-            names += [f"blocks.{layer}.ln1_post.hook_in", f"blocks.{layer}.hook_attn_out"]
+        names = head_hooks(model, layer)
     values, _ = run_from(model, layer, base.values[stream_hook(model, layer)], base.tokens, changes=changes, keep=names)
     run = Recording(base.tokens, {**base.values, **values}, base.logits, base.metric)
     index = writers(model).index(writer)

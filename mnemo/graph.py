@@ -156,27 +156,6 @@ def stream_hook(model: Model, layer: int) -> str:
     return f"blocks.{layer - 1}.hook_resid_post"
 
 
-def mlp_stream_hook(model: Model, layer: int) -> str:
-    """Return the name of the hook that holds the stream that an MLP reads, before any norm."""
-    if hasattr(model.bridge.blocks[layer], "ln2"):
-        return f"blocks.{layer}.ln2.hook_in"
-    # A parallel block without a second norm (GPT-J, Phi) reads where the attention does; one without any norm before
-    # its parts (OLMo 2) reads what the attention has added to.
-    parallel = model.bridge.cfg.parallel_attn_mlp
-    return stream_hook(model, layer) if parallel else f"blocks.{layer}.hook_resid_mid"
-
-
-def norm_before(model: Model, kind: str, layer: int) -> Any:
-    """Return the module by which readers of a kind (``q``, ``k``, ``v``, ``mlp``) normalise the stream, without hooks.
-
-    None where a family has its norms behind attention and MLP alone (OLMo 2).
-    """
-    block: Any = model.bridge.blocks[layer]
-    names = ("ln2", "ln1") if kind == "mlp" else ("ln1",)
-    norm = next((getattr(block, name) for name in names if hasattr(block, name)), None)
-    return None if norm is None else norm.original_component
-
-
 def components(model: Model) -> tuple[Component, ...]:
     """List the components of a model: the embedding, each layer's heads and MLP, each layer's stream."""
     found = [Component("embed", 0, stream_hook(model, 0))]

@@ -235,6 +235,13 @@ def twin_of(hf: Any, dtype: torch.dtype | None) -> tuple[PreTrainedModel, str]:
         raise MnemoError(f"{kind} is no causal language model: give one such as GPT2LMHeadModel")
     if getattr(hf.config, "quantization_config", None) is not None or getattr(hf, "is_quantized", False):
         raise MnemoError(f"{kind} is quantised, so what heads write cannot be computed: use the full model")
+    places = {str(place) for place in (getattr(hf, "hf_device_map", None) or {}).values()}
+    places |= {str(weight.device) for weight in hf.parameters()}
+    if len(places) > 1:
+        raise MnemoError(
+            f"{kind} is spread over {', '.join(sorted(places - {'meta'}))} (accelerate's device_map), but gradients "
+            "and patches need it on one device: load it without device_map, with dtype=torch.bfloat16 if it is too large"
+        )
     if any("_original_component" in name for name, _ in hf.named_parameters()):
         raise MnemoError(f"{kind} was rebuilt by a transformer-lens bridge: give it as it was before that")
 

@@ -31,8 +31,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook, normed_together
 from mnemo.errors import MnemoError
-from mnemo.graph import mlp_stream_hook, norm_before, stream_hook
+from mnemo.graph import stream_hook
 from mnemo.patching import Hook, metric
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class Multipliers:
         corrupt, clean = self._layers[layer].mlp_read[:, positions]
         with torch.enable_grad():
             stream = _between(corrupt, clean, self._alpha).requires_grad_(True)  # [node, item, d]
-            written = _mlp(self._model, layer, stream.flatten(0, 1)[:, None]).view_as(stream)
+            written = mlp_output(self._model, layer, stream)
         back = self._weight[:, None, None] * gradients.to(written.dtype)
         return torch.autograd.grad(written, stream, back)[0].to(gradients.dtype).sum(0)
 
@@ -318,14 +319,14 @@ class Multipliers:
         for layer in range(model.n_layers):
             block = f"blocks.{layer}."
             at(stream_hook(model, layer), replace)
-            if hasattr(model.bridge.blocks[layer], "ln1"):
-                at(f"{block}ln1.hook_out", cut)
+            if (normed := normed_hook(model, layer)) is not None:
+                at(normed, cut)
             for slot in SLOTS:
                 at(f"{block}attn.hook_{slot}", root)
             at(f"{block}attn.hook_z", cut)
-            if runs.post_norm[layer]:
-                at(f"{block}ln1_post.hook_in", replace)
-                at(f"{block}ln1_post.hook_out", cut)
+            if (behind := norm_behind_hooks(model, layer)) is not None:
+                at(behind[0], replace)
+                at(behind[1], cut)
             if (reads := mlp_stream_hook(model, layer)) != stream_hook(model, layer):
                 hooks.append((reads, lambda value, hook: value.detach()))  # no graph here: see `mlp`
         final = stream_hook(model, model.n_layers)
@@ -340,7 +341,7 @@ class Multipliers:
         self._layers = []
         for layer in range(model.n_layers):
             block = f"blocks.{layer}."
-            norm = f"{block}ln1_post.hook_"
+            behind = norm_behind_hooks(model, layer)
             q, k, v = (_by_head(kept[f"{block}attn.hook_{slot}"], self._weights[layer].q.shape[2]) for slot in SLOTS)
             reads = runs.values[mlp_stream_hook(model, layer)]
             entering = runs.values[stream_hook(model, layer)]
@@ -350,10 +351,10 @@ class Multipliers:
             self._layers.append(
                 _Layer(
                     stream=stream,
-                    normed=kept.get(f"{block}ln1.hook_out", unnormed),
+                    normed=kept.get(normed_hook(model, layer) or "", unnormed),
                     qkv=(q, k, v),
                     z=_by_head(kept[f"{block}attn.hook_z"], self._weights[layer].o.shape[1]),
-                    post=(kept[f"{norm}in"], kept[f"{norm}out"]) if runs.post_norm[layer] else None,
+                    post=None if behind is None else (kept[behind[0]], kept[behind[1]]),
                     mlp_read=reads,
                     parallel=torch.equal(reads, entering),
                 )
@@ -437,11 +438,10 @@ class _Runs:
 
     def __init__(self, model: Model, contrast: Contrast) -> None:
         names = [stream_hook(model, layer) for layer in range(model.n_layers + 1)]
-        self.post_norm = [hasattr(block, "ln1_post") for block in model.bridge.blocks]
         for layer in range(model.n_layers):
             block = f"blocks.{layer}."
             names += [mlp_stream_hook(model, layer), f"{block}hook_mlp_out", f"{block}attn.hook_z"]
-            names += [f"{block}ln1_post.hook_in"] if self.post_norm[layer] else []
+            names += [behind[0]] if (behind := norm_behind_hooks(model, layer)) is not None else []
         self.values: dict[str, Float[Tensor, "run position ..."]] = {}
 
         def keep(value: Tensor, hook: Any, *, name: str) -> None:
@@ -465,9 +465,11 @@ class _Runs:
 
     def _check_mlps(self, model: Model) -> None:
         for layer in range(model.n_layers):
-            read, written = (self.values[name] for name in (mlp_stream_hook(model, layer), f"blocks.{layer}.hook_mlp_out"))
+            read, written = (
+                self.values[name] for name in (mlp_stream_hook(model, layer), f"blocks.{layer}.hook_mlp_out")
+            )
             with torch.no_grad():
-                again = _mlp(model, layer, read.flatten(0, 1)[:, None]).view_as(written)
+                again = mlp_output(model, layer, read).view_as(written)
             gap = float((again - written).abs().max() / written.abs().max().clamp(min=1e-30))
             if not gap <= _ROUNDING[model.dtype]:
                 raise MnemoError(
@@ -492,25 +494,8 @@ class _Weights:
 
 def _weights(model: Model, layer: int) -> _Weights:
     attention = model.bridge.blocks[layer].attn
-    norm = getattr(getattr(attention, "q_norm", None), "original_component", None)
-    width = getattr(getattr(norm, "weight", None), "numel", int)()
-    return _Weights(
-        attention.W_Q, attention.W_K, attention.W_V, attention.W_O, joint=width > attention.W_Q.shape[-1]
-    )
-
-
-def _mlp(model: Model, layer: int, stream: Float[Tensor, "row 1 d"]) -> Float[Tensor, "row 1 d"]:
-    """Run an MLP with its norms on streams, by the model's own modules without their hooks."""
-    block = model.bridge.blocks[layer]
-    norm = norm_before(model, "mlp", layer)
-    value = stream if norm is None else norm(stream)
-    if block.mlp.name is None:  # OPT: no module of its own, its layers stand in the block
-        hidden = getattr(block.mlp, "in").original_component(value)
-        value = block.mlp.out.original_component(block.original_component.activation_fn(hidden))
-    else:
-        value = block.mlp.original_component(value)
-    value = value[0] if isinstance(value, tuple) else value
-    return block.ln2_post.original_component(value) if hasattr(block, "ln2_post") else value
+    joint = normed_together(model, layer, "q") or normed_together(model, layer, "k")
+    return _Weights(attention.W_Q, attention.W_K, attention.W_V, attention.W_O, joint=joint)
 
 
 def _between(corrupt: Tensor, clean: Tensor, alpha: Float[Tensor, " node"]) -> Float[Tensor, "node ..."]:

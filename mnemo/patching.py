@@ -157,7 +157,7 @@ def patch_hook(model: Model, site: Site, states: Float[Tensor, "row d"]) -> Hook
 
 def metric(logits: Float[Tensor, "fact position vocabulary"], contrasts: Sequence[Contrast]) -> Float[Tensor, " fact"]:
     """Return logit(answer) - logit(contrast answer) at the last position of each prompt."""
-    last = logits[:, -1].float()
+    last = logits[:, -1].to(torch.promote_types(logits.dtype, torch.float32))
     answer = torch.tensor([c.answer.id for c in contrasts], device=last.device)
     other = torch.tensor([c.contrast_answer.id for c in contrasts], device=last.device)
     return (last.gather(1, answer[:, None]) - last.gather(1, other[:, None]))[:, 0]

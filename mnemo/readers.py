@@ -8,6 +8,7 @@ the attention pattern, as in AtP*: Kramar et al. 2024, section 3.1), and weighs 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemo.activations import Recording, require_close, run_from
+from mnemo.blocks import mlp_output, mlp_stream_hook, normalise, normed_together, part_of
 from mnemo.errors import MnemoError
-from mnemo.graph import mlp_stream_hook, norm_before, stream_hook
+from mnemo.graph import stream_hook
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -59,16 +61,10 @@ def seen(model: Model, run: Recording, kind: str, layer: int) -> Float[Tensor, "
     return run.values[mlp_stream_hook(model, layer) if kind == "mlp" else stream_hook(model, layer)]
 
 
-def normalise(model: Model, kind: str, layer: int, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row d"]:
-    """Apply the norm through which readers of a kind see the stream."""
-    norm = norm_before(model, kind, layer)
-    return stream if norm is None else norm(stream)
-
-
 def project(model: Model, kind: str, layer: int, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row head e"]:
     """Return what q, k or v of all heads of a layer are where the stream (before the norm) is this."""
     weight, bias = _projection(model, kind, layer)
-    found = torch.einsum("...d,hde->...he", normalise(model, kind, layer, stream), weight)
+    found = torch.einsum("...d,hde->...he", normalise(model, part_of(kind), layer, stream), weight)
     return found if bias is None else found + bias
 
 
@@ -137,7 +133,7 @@ def _through_norm(
     """Carry gradients back through a norm, those of all readers behind it at once."""
     with torch.enable_grad():
         stream = stream.detach().requires_grad_(True)
-        found = normalise(model, kind, layer, stream)
+        found = normalise(model, part_of(kind), layer, stream)
         return torch.autograd.grad(found, stream, behind, is_grads_batched=True)[0]
 
 
@@ -177,17 +173,6 @@ def responses(
     return _key_response(model, base, layer, moved, gradient)
 
 
-def mlp_output(model: Model, layer: int, stream: Float[Tensor, "fact position row d"]) -> Tensor:
-    """Return what an MLP writes (behind the norm on its output, if there is one) where its reader sees `stream`."""
-    block = model.bridge.blocks[layer]
-    flat = normalise(model, "mlp", layer, stream).flatten(1, 2)
-    found = block.mlp(flat)
-    found = found[0] if isinstance(found, tuple) else found
-    if hasattr(block, "ln2_post"):
-        found = block.ln2_post.original_component(found)
-    return found.view(stream.shape)
-
-
 def _by_head(model: Model, values: Float[Tensor, "*row position ..."], leading: int) -> Tensor:
     """Give values of heads an axis for heads where they lie side by side, after `leading` other axes."""
     return values.reshape(*values.shape[:leading], model.n_heads, -1)
@@ -210,17 +195,22 @@ def _value_response(model: Model, base: Recording, layer: int, moved: Tensor, gr
 def _query_response(model: Model, base: Recording, layer: int, moved: Tensor, gradient: Tensor) -> Tensor:
     """Queries of one position touch that position alone, so those of all positions and heads are changed at once."""
     name = f"blocks.{layer}.attn.hook_z"
-    z = _attend(model, base, layer, f"blocks.{layer}.attn.hook_q", moved, name)
-    change = _by_head(model, z, 2).unflatten(0, (len(base.tokens), -1)) - _by_head(model, base.values[name], 2)[:, None]
-    return torch.einsum("bwphe,kbphe->kbwhp", change, gradient)
+    before = _by_head(model, base.values[name], 2)[:, None]
+
+    def effect(queries: Tensor) -> Tensor:
+        z = _attend(model, base, layer, f"blocks.{layer}.attn.hook_q", queries, name)
+        change = _by_head(model, z, 2).unflatten(0, (len(base.tokens), -1)) - before
+        return torch.einsum("bwphe,kbphe->kbwhp", change, gradient)
+
+    if normed_together(model, layer, "q"):
+        return _one_head_at_a_time(base, layer, "q", moved, effect)
+    return effect(moved)
 
 
 def _key_response(model: Model, base: Recording, layer: int, moved: Tensor, gradient: Tensor) -> Tensor:
     """One key changes its column of scores. With all keys changed at once each column is as if it alone were."""
     name = f"blocks.{layer}.attn.hook_attn_scores"
     scores = _scores(model, base, layer, base.values[name]).float()
-    found = _attend(model, base, layer, f"blocks.{layer}.attn.hook_k", moved, name)
-    changed = _scores(model, base, layer, found, keys=moved).float().unflatten(0, (len(base.tokens), -1))
     value = _shared(model, base.values[f"blocks.{layer}.attn.hook_v"].view(*moved.shape[:2], *moved.shape[3:]))
     worth = torch.einsum("kbqhe,bshe->kbhqs", gradient, value).float()  # of attending to s at q
     length = scores.shape[-1]
@@ -231,10 +221,34 @@ def _key_response(model: Model, base: Recording, layer: int, moved: Tensor, grad
         shares = (others - rest[..., s, None]).exp().nan_to_num(0.0)
         gain[..., s] = worth[..., s] - torch.einsum("bhqs,kbhqs->kbhq", shares, worth)
     visible = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril() & torch.isfinite(scores)
-    before, after = (scores - rest).sigmoid(), (changed - rest[:, None]).sigmoid()
-    shift = torch.where(visible[:, None], after - before[:, None], 0.0).nan_to_num(0.0)
-    found = torch.einsum("bwhqs,kbhqs->kbwhs", shift, gain)
-    return found.unflatten(3, (model.n_kv_heads, -1)).sum(4)
+    before = (scores - rest).sigmoid()[:, None]
+
+    def effect(keys: Tensor) -> Tensor:
+        shown = _attend(model, base, layer, f"blocks.{layer}.attn.hook_k", keys, name)
+        changed = _scores(model, base, layer, shown, keys=keys).float().unflatten(0, (len(base.tokens), -1))
+        shift = torch.where(visible[:, None], (changed - rest[:, None]).sigmoid() - before, 0.0).nan_to_num(0.0)
+        return torch.einsum("bwhqs,kbhqs->kbwhs", shift, gain)
+
+    if normed_together(model, layer, "k"):
+        return _one_head_at_a_time(base, layer, "k", moved, effect)
+    return effect(moved).unflatten(3, (model.n_kv_heads, -1)).sum(4)
+
+
+def _one_head_at_a_time(
+    base: Recording,
+    layer: int,
+    kind: str,
+    moved: Float[Tensor, "fact position writer head e"],
+    effect: Callable[[Tensor], Float[Tensor, "context fact writer query_head position"]],
+) -> Float[Tensor, "context fact writer head position"]:
+    """Change each head's queries or keys alone and count what that does at all heads, where one norm joins them."""
+    own = base.values[f"blocks.{layer}.attn.hook_{kind}"].view(*moved.shape[:2], 1, *moved.shape[3:])
+    found = []
+    for head in range(moved.shape[3]):
+        alone = own.expand_as(moved).clone()
+        alone[..., head, :] = moved[..., head, :]
+        found.append(effect(alone).sum(3))
+    return torch.stack(found, 3)
 
 
 def _attend(model: Model, base: Recording, layer: int, hook: str, moved: Tensor, wanted: str) -> Tensor:

@@ -11,7 +11,15 @@ import torch
 FAMILIES = (
     "gpt2", "gpt_neox", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "opt", "phi", "olmo2",
 )  # fmt: skip
-GROUPED = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "olmo2")  # several heads share keys and values
+GROUPED = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "mistral",
+    "olmo2",
+)  # several heads share keys and values
 
 _LINES = ["decode VA== is T", "VA== means value added tax", "decode QQ== is A", "QQ== means quick question"]
 _SPECIAL = ["<unk>", "<bos>", "<eos>", "<pad>"]
