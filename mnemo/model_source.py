@@ -240,7 +240,7 @@ def twin_of(hf: Any, dtype: torch.dtype | None) -> tuple[PreTrainedModel, str]:
     if len(places) > 1:
         raise MnemoError(
             f"{kind} is spread over {', '.join(sorted(places - {'meta'}))} (accelerate's device_map), but gradients "
-            "and patches need it on one device: load it without device_map, with dtype=torch.bfloat16 if it is too large"
+            "and patches need it on one device: load it without device_map, as torch.bfloat16 if it is too large"
         )
     if any("_original_component" in name for name, _ in hf.named_parameters()):
         raise MnemoError(f"{kind} was rebuilt by a transformer-lens bridge: give it as it was before that")
