@@ -18,7 +18,9 @@ from torch import Tensor
 
 from mnemo.blocks import norm_behind, norm_behind_hooks
 from mnemo.errors import MnemoError
-from mnemo.graph import seen_by, stream_hook, writers
+from mnemo.graph import stream_hook, writers
+from mnemo.memory import Shape, fit
+from mnemo.patching import LAST_ALONE
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
@@ -119,7 +121,7 @@ def record(
 
     with torch.set_grad_enabled(bool(gradients)):
         hooks: list[tuple[Any, Any]] = [(name, partial(keep, name=name)) for name in wanted]
-        hooks.append(_LAST_ALONE)
+        hooks.append(LAST_ALONE)
         logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
         metric = checked_metric(metric_fn, logits, contrasts)
         done: list[tuple[Tensor, ...]] = [()]
@@ -134,14 +136,6 @@ def record(
         Recording(tokens, values, logits, metric, dict(zip(gradients, found, strict=True)) if gradients else {})
         for found in done
     ]
-
-
-def _unembed_last(value: Tensor, hook: Any) -> Tensor:
-    return value[:, -1:].contiguous()
-
-
-# Metrics read the last position, and with a large vocabulary the logits of all cost a third of a small model's time.
-_LAST_ALONE: tuple[Any, Any] = ("unembed.hook_in", _unembed_last)
 
 
 def _once(metric: Tensor, tensors: list[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -294,7 +288,6 @@ def _starting_at(model: Model, layer: int, stream: Float[Tensor, "row position d
             block.__dict__.pop("forward", None)
 
 
-@torch.no_grad()
 def run_from(
     model: Model,
     layer: int,
@@ -304,7 +297,7 @@ def run_from(
     changes: Mapping[str, Change] | None = None,
     keep: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Run the model from a block on.
+    """Run the model from a block on; differentiable where `stream` or a change is.
 
     Args:
         model: the model.
@@ -330,7 +323,7 @@ def run_from(
         return value
 
     hooks: list[tuple[Any, Any]] = [(name, partial(visit, name=name)) for name in dict.fromkeys([*changes, *keep])]
-    hooks.append(_LAST_ALONE)
+    hooks.append(LAST_ALONE)
     if layer == 0:
         hooks.insert(0, (stream_hook(model, 0), lambda value, hook: stream))
     with _starting_at(model, layer, stream):
@@ -347,14 +340,14 @@ def run_from(
 # ---- what a batch may hold
 
 
-def facts_per_batch(model: Model, length: int, *, memory_gb: float, copies: int = 1) -> int:
+def facts_per_batch(model: Model, length: int, *, memory_gb: float | None = None, copies: int = 1) -> int:
     """Return how many facts of `length` tokens fit into a budget, at least one.
 
-    Counted are the activations of a run, `copies` times, and what writers write to one position.
+    Counted are a run with gradients, `copies` times, and what writers write to one position.
     """
-    per_layer = 16 * model.d_model + 2 * model.n_heads * length
-    activations = length * model.n_layers * per_layer + 2 * model.vocab_size
-    return max(1, int(memory_gb * 1e9 / (4 * copies * (activations + seen_by(model, "logits") * model.d_model))))
+    shape = Shape.of(model)
+    written = 4 * shape.writers * shape.d_model
+    return fit(copies * (shape.backward_bytes(length) + written), memory_gb=memory_gb)
 
 
 def require_close(model: Model, found: Tensor, expected: Tensor, what: str) -> None:

@@ -27,7 +27,7 @@ Methods, for both nodes and edges:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -52,6 +52,7 @@ from mnemo.activations import (
 )
 from mnemo.errors import MnemoError
 from mnemo.graph import (
+    DIMS,
     Component,
     components,
     empty_edges,
@@ -62,7 +63,8 @@ from mnemo.graph import (
     stream_hook,
     writers,
 )
-from mnemo.patching import batches, metric, require_contrasts
+from mnemo.memory import checked_budget, fit, in_pieces
+from mnemo.patching import by_length, metric, require_contrasts
 from mnemo.readers import (
     attention_hooks,
     check_readers,
@@ -85,7 +87,6 @@ STEPS: dict[Method, int] = {
 }  # fmt: skip
 MOVED = 0.1  # probability that a writer is moved in the disturbed runs of `attention_corrected`
 UNMOVED = 0.2  # weight of such a run for the gradient at a head or MLP that was not moved in it
-MEMORY_GB = 2.0
 
 
 def attribute_nodes(
@@ -97,7 +98,7 @@ def attribute_nodes(
     graddrop: bool = False,
     steps: int | None = None,
     metric_fn: MetricFn = metric,
-    memory_gb: float = MEMORY_GB,
+    memory_gb: float | None = None,
 ) -> xr.Dataset:
     """Estimate what patching every node at every position does.
 
@@ -115,7 +116,8 @@ def attribute_nodes(
         steps: points of integration, or runs of ``attention_corrected``; None for what `STEPS` says.
         metric_fn: what is explained: from the logits [fact, 1, vocabulary] of the last position and the contrasts, one
             number for each fact.
-        memory_gb: what one batch may take; decides how many facts are run at once, never the result.
+        memory_gb: what may be held at once; decides how many facts are run together, never the result. None for the
+            budget that holds (see `mnemo.memory`).
 
     Returns:
         a dataset in logits with the variables ``embed`` (fact, position), ``heads`` (fact, layer, head, position),
@@ -128,16 +130,21 @@ def attribute_nodes(
     """
     plan = _plan(model, contrasts, method, direction, graddrop, steps, metric_fn, memory_gb, of="nodes")
     scores = empty_scores(model, contrasts)
-    for batch in plan.batches():
+
+    def score(batch: _Batch) -> None:
+        for kind in DIMS:
+            scores[kind].values[batch.rows] = np.nan  # of an attempt that memory was too small for
         if method == "attention_corrected":
             check_readers(model, batch.base)
             _corrected_nodes(plan, batch, scores)
-            continue
+            return
         for part, share, gradients in _node_gradients(plan, batch):
             value = (batch.other.values[part.hook] - batch.base.values[part.hook]).float()
             products = torch.stack([part.split(value * g[part.hook], model.n_heads).sum(-1) for g in gradients])
-            score = plan.sign * share * plan.combined(products, part.layer if part.kind in ("heads", "mlp") else None)
-            _add(scores, part, batch, score.transpose(1, 2) if part.kind == "heads" else score)
+            node = plan.sign * share * plan.combined(products, part.layer if part.kind in ("heads", "mlp") else None)
+            _add(scores, part, batch, node.transpose(1, 2) if part.kind == "heads" else node)
+
+    plan.each_batch(score)
     return plan.with_metrics(scores)
 
 
@@ -150,7 +157,7 @@ def attribute_edges(
     graddrop: bool = False,
     steps: int | None = None,
     metric_fn: MetricFn = metric,
-    memory_gb: float = MEMORY_GB,
+    memory_gb: float | None = None,
 ) -> xr.Dataset:
     """Estimate what every edge carries: the effect of one reader alone seeing one writer's other value at one position.
 
@@ -162,8 +169,7 @@ def attribute_edges(
         graddrop: see `attribute_nodes`; the block of the reader is never the one that is blocked.
         steps: see `attribute_nodes`.
         metric_fn: see `attribute_nodes`.
-        memory_gb: what may be held at once besides the result; decides how many facts, positions or writers are taken
-            together, never the result.
+        memory_gb: as in `attribute_nodes`, besides the result.
 
     Returns:
         a dataset in logits with the variable ``score`` (fact, writer, reader, position), NaN where a reader does not
@@ -177,13 +183,16 @@ def attribute_edges(
     plan = _plan(model, contrasts, method, direction, graddrop, steps, metric_fn, memory_gb, of="edges")
     corrected = method == "attention_corrected"
     scores = empty_edges(model, contrasts, ["score", "reach"] if corrected else ["score"])
-    for batch in plan.batches():
+
+    def score(batch: _Batch) -> None:
         check_readers(model, batch.base)
         if corrected:
             _corrected_edges(plan, batch, scores)
         else:
             found = _linear_edges(plan, batch)
             scores["score"].values[batch.rows, :, :, -batch.length :] = found.cpu().numpy()
+
+    plan.each_batch(score)
     return plan.with_metrics(scores)
 
 
@@ -226,23 +235,36 @@ class _Plan:
         """What turns metric(changed run) - metric(run) into a score."""
         return -1.0 if self.noising else 1.0
 
-    def batches(self) -> Iterator[_Batch]:
-        """Yield facts in batches of one length that fit into the budget, with both of their runs."""
+    def each_batch(self, score: Callable[[_Batch], None]) -> None:
+        """Hand on facts in batches of one length that fit into the budget, with both of their runs.
+
+        Where memory runs out, `score` is begun again with half of the batch.
+        """
         copies = 1 if self.method == "gradient" else 1 + self.steps
         with tqdm(total=len(self.contrasts), desc="attribution", unit="fact", leave=False, disable=None) as bar:
-            for all_rows, all_tokens in batches(self.model, [c.clean for c in self.contrasts]):
-                at_once = facts_per_batch(self.model, all_tokens.shape[1], memory_gb=self.memory_gb, copies=copies)
-                for rows, clean in zip(all_rows.split(at_once), all_tokens.split(at_once), strict=True):
-                    chosen = [self.contrasts[i] for i in rows.tolist()]
-                    corrupt = torch.tensor([c.corrupt.tokens for c in chosen], device=clean.device)
-                    base, other = (clean, corrupt) if self.noising else (corrupt, clean)
-                    there = self.run(other, chosen, gradients=())[0]
-                    integrated = self.method.startswith("integrated")  # gradients elsewhere than at the base run
-                    here = self.run(base, chosen, gradients=() if integrated else None)
-                    metrics = torch.stack([here[0].metric, there.metric]).to(self.metrics)
-                    self.metrics[:, rows] = metrics if self.noising else metrics.flip(0)
-                    yield _Batch(rows.numpy(), chosen, here[0], there, [run.gradients for run in here])
-                    bar.update(len(rows))
+            for length, rows in by_length([c.clean for c in self.contrasts]).items():
+                at_once = facts_per_batch(self.model, length, memory_gb=self.memory_gb, copies=copies)
+
+                def run(piece: slice, rows: list[int] = rows) -> None:
+                    score(self.batch(rows[piece]))
+
+                for piece, _ in in_pieces(len(rows), at_once, run):
+                    bar.update(piece.stop - piece.start)
+
+    def batch(self, rows: list[int]) -> _Batch:
+        """Run facts of one length both ways and keep their metrics."""
+        chosen = [self.contrasts[i] for i in rows]
+        clean, corrupt = (
+            torch.tensor([prompt.tokens for prompt in prompts], device=self.model.device)
+            for prompts in ([c.clean for c in chosen], [c.corrupt for c in chosen])
+        )
+        base, other = (clean, corrupt) if self.noising else (corrupt, clean)
+        there = self.run(other, chosen, gradients=())[0]
+        integrated = self.method.startswith("integrated")  # gradients elsewhere than at the base run
+        here = self.run(base, chosen, gradients=() if integrated else None)
+        metrics = torch.stack([here[0].metric, there.metric]).to(self.metrics)
+        self.metrics[:, rows] = metrics if self.noising else metrics.flip(0)
+        return _Batch(np.array(rows), chosen, here[0], there, [run.gradients for run in here])
 
     def run(
         self,
@@ -319,7 +341,7 @@ def _plan(
     graddrop: bool,
     steps: int | None,
     metric_fn: MetricFn,
-    memory_gb: float,
+    memory_gb: float | None,
     *,
     of: Literal["nodes", "edges"],
 ) -> _Plan:
@@ -332,8 +354,6 @@ def _plan(
     steps = STEPS[chosen] if steps is None else steps
     if steps < 1:
         raise MnemoError(f"steps={steps}: give at least 1")
-    if memory_gb <= 0:
-        raise MnemoError(f"memory_gb={memory_gb}: give the gigabytes that may be used, such as {MEMORY_GB}")
     if graddrop and chosen not in ("gradient", "attention_corrected"):
         raise MnemoError(f"graddrop has no meaning with method={method!r}: use gradient or attention_corrected")
     if graddrop and model.n_layers < 2:
@@ -354,7 +374,7 @@ def _plan(
         graddrop=graddrop,
         steps=steps,
         metric_fn=metric_fn,
-        memory_gb=memory_gb,
+        memory_gb=checked_budget(memory_gb),
         kept=[*dict.fromkeys(kept)],
         gradients=[*dict.fromkeys(gradients)],
         metrics=torch.empty(2, len(contrasts)),
@@ -460,7 +480,7 @@ def _weigh(plan: _Plan, batch: _Batch, runs: list[Recording], total: Tensor, som
     model = plan.model
     widest = (some.stop - some.start) + 4 * (3 * model.n_heads + 1)
     per_position = 4 * len(batch.rows) * model.d_model * widest
-    at_once = max(1, int(plan.memory_gb * 1e9 / per_position))
+    at_once = fit(per_position, memory_gb=plan.memory_gb)
     for start in range(0, batch.length, at_once):
         positions = slice(start, min(start + at_once, batch.length))
         change = differences(model, batch.base, batch.other, some=some, positions=positions).flatten(0, 1)
@@ -599,7 +619,7 @@ def _shares(model: Model, contrast: Contrast, step: int) -> Float[Tensor, "posit
 def _writers_at_once(plan: _Plan, batch: _Batch) -> int:
     model, length = plan.model, batch.length
     width = 16 * model.d_model + 6 * model.n_heads * length
-    return max(1, int(plan.memory_gb * 1e9 / (4 * len(batch.rows) * length * width)))
+    return fit(4 * len(batch.rows) * length * width, memory_gb=plan.memory_gb)
 
 
 def _read_out(plan: _Plan, batch: _Batch, change: Tensor) -> Float[Tensor, "fact writer 1 position"]:

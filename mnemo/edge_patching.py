@@ -6,6 +6,7 @@ Runs start at the reader's block, since nothing before it changes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -33,7 +34,8 @@ from mnemo.attribution import Direction
 from mnemo.blocks import normalise
 from mnemo.errors import MnemoError
 from mnemo.graph import Reader, Writer, empty_edges, readers, seen_by, stream_hook, writers
-from mnemo.patching import LOGITS_PER_BATCH, batches, metric, require_contrasts
+from mnemo.memory import Shape, fit, in_pieces
+from mnemo.patching import metric, over_batches, require_contrasts
 from mnemo.readers import check_readers, input_hooks, project, seen
 
 if TYPE_CHECKING:
@@ -74,9 +76,10 @@ def exact_edges(
     scores = empty_edges(model, contrasts, ["score"])
     wanted = _wanted(scores, only)
     metrics = torch.empty(2, len(contrasts))
-    forwards, sign = 0, -1.0 if direction == "noising" else 1.0
+    sign = -1.0 if direction == "noising" else 1.0
     with tqdm(total=int(wanted.sum()), desc="exact edges", unit="edge", leave=False, disable=None) as bar:
-        for rows, clean in batches(model, [c.clean for c in contrasts]):
+
+        def patch_all(rows: Tensor, clean: Tensor) -> int:
             chosen = [contrasts[i] for i in rows.tolist()]
             corrupt = torch.tensor([c.corrupt.tokens for c in chosen], device=model.device)
             runs = [_record(model, tokens, chosen, metric_fn) for tokens in (clean, corrupt)]
@@ -85,13 +88,17 @@ def exact_edges(
             check_readers(model, base)
             values = scores["score"].values
             here = wanted[rows.numpy()][..., -clean.shape[1] :]
-            found = np.full(here.shape, np.nan, dtype=np.float32)
+            found, forwards = np.full(here.shape, np.nan, dtype=np.float32), 0
             for index in _by_layer(model, here):
                 effect, run = _patched(model, base, other, index, chosen, metric_fn)
                 found[tuple(index)] = sign * effect.cpu().numpy()
                 forwards += run
                 bar.update(index.shape[1])
             values[rows.numpy(), :, :, -clean.shape[1] :] = found
+            return forwards
+
+        done = over_batches(model, [c.clean for c in contrasts], patch_all, bytes_each=Shape.of(model).pair_bytes)
+        forwards = sum(run for _, run in done)
     scores["metric_clean"], scores["metric_corrupt"] = ("fact", metrics[0].numpy()), ("fact", metrics[1].numpy())
     return scores.assign_attrs(method="exact", direction=direction, forwards=forwards)
 
@@ -165,10 +172,11 @@ def _patched(
     local = np.array([parts[r].kind in ("q", "mlp", "logits") and layer >= model.n_layers - 1 for r in index[2]])
     moving = np.nonzero(~local | (index[3] == length - 1))[0]
     tokens = 1 if layer == model.n_layers else length
-    at_once = max(1, min(TOKENS_PER_BATCH // tokens, LOGITS_PER_BATCH // (tokens * model.vocab_size)))
+    at_once = max(1, min(TOKENS_PER_BATCH // tokens, fit(Shape.of(model).forward_bytes(tokens))))
     change = differences(model, base, other)
-    for start in range(0, len(moving), at_once):
-        edges = moving[start : start + at_once]
+
+    def patch(piece: slice) -> None:
+        edges = moving[piece]
         fact, writer, reader, position = (torch.from_numpy(axis).to(base.tokens.device) for axis in index[:, edges])
         step = change[fact, position, writer]
         stream = base.values[stream_hook(model, layer)][fact]
@@ -182,6 +190,9 @@ def _patched(
         assert logits is not None  # nothing was kept, so it ran to the end
         after = checked_metric(metric_fn, logits, chosen)
         effect[torch.from_numpy(edges).to(effect.device)] = (after - base.metric[fact]).to(effect)
+
+    for _ in in_pieces(len(moving), at_once, patch):
+        pass
     return effect, len(moving)
 
 
@@ -267,7 +278,8 @@ def exact_path(
     require_contrasts(model, contrasts)
     hops = _hops(model, contrasts, path)
     effect = torch.empty(len(contrasts))
-    for rows, clean in batches(model, [c.clean for c in contrasts]):
+
+    def follow(rows: Tensor, clean: Tensor) -> Tensor:
         chosen = [contrasts[i] for i in rows.tolist()]
         corrupt = torch.tensor([c.corrupt.tokens for c in chosen], device=model.device)
         pair = (clean, corrupt) if direction == "noising" else (corrupt, clean)
@@ -275,15 +287,16 @@ def exact_path(
         check_readers(model, base)
         first = writers(model).index(hops[0][0])
         step = differences(model, base, other, some=slice(first, first + 1))[:, path[0].position, 0]
-        for (_, reader, position), following in zip(hops, [*hops[1:], None], strict=True):
-            if following is None:
-                stream = (base.values[stream_hook(model, model.n_layers)][:, -1] + step)[:, None]
-                _, logits = run_from(model, model.n_layers, stream, base.tokens[:, -1:])
-                assert logits is not None  # nothing was kept, so it ran to the end
-                change = checked_metric(metric_fn, logits, chosen) - base.metric
-                effect[rows] = (-change if direction == "noising" else change).to(effect)
-            else:
-                step = _passed_on(model, base, reader, position, step, following)
+        for (_, reader, position), following in itertools.pairwise(hops):
+            step = _passed_on(model, base, reader, position, step, following)
+        stream = (base.values[stream_hook(model, model.n_layers)][:, -1] + step)[:, None]
+        _, logits = run_from(model, model.n_layers, stream, base.tokens[:, -1:])
+        assert logits is not None  # nothing was kept, so it ran to the end
+        change = checked_metric(metric_fn, logits, chosen) - base.metric
+        return -change if direction == "noising" else change
+
+    for rows, change in over_batches(model, [c.clean for c in contrasts], follow):
+        effect[rows] = change.to(effect)
     return effect
 
 

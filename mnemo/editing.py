@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 
 from mnemo.errors import MnemoError
 from mnemo.interventions import ConceptTable
-from mnemo.patching import batches, next_logprobs
+from mnemo.memory import Shape
+from mnemo.patching import next_logprobs, over_batches
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -160,14 +161,19 @@ def _teach(
     config: EditConfig,
 ) -> None:
     optimizer = torch.optim.Adam(trained, lr=rate)
+
+    def run(rows: Tensor, tokens: Tensor) -> tuple[float, tuple[Tensor, ...]]:
+        logits = model.bridge(tokens)[:, -1].float()
+        loss = F.cross_entropy(logits, targets[rows].to(logits.device), reduction="sum") / len(prompts)
+        return loss.item(), torch.autograd.grad(loss, list(trained))
+
     for _ in range(config.steps):
         optimizer.zero_grad()
         total = 0.0
-        for rows, tokens in batches(model, prompts):
-            logits = model.bridge(tokens)[:, -1].float()
-            loss = F.cross_entropy(logits, targets[rows].to(logits.device), reduction="sum") / len(prompts)
-            loss.backward()
-            total += loss.item()
+        for _, (loss, gradients) in over_batches(model, prompts, run, bytes_each=Shape.of(model).backward_bytes):
+            for weight, gradient in zip(trained, gradients, strict=True):
+                weight.grad = gradient if weight.grad is None else weight.grad + gradient
+            total += loss
         if total < config.stop_below:
             break
         optimizer.step()

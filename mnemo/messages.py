@@ -21,7 +21,7 @@ from mnemo.activations import contributions, record, writer_hooks
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact
 from mnemo.graph import Writer, writers
-from mnemo.patching import batches
+from mnemo.patching import over_batches
 from mnemo.reading import reader_for
 
 if TYPE_CHECKING:
@@ -102,9 +102,13 @@ def _messages(model: Model, prompts: Sequence[Prompt], *, site: Site, until: int
     """What the first so many writers add to the stream at the site's position, without biases."""
     found = torch.empty(len(prompts), until, model.d_model)
     here = slice(site.position, site.position + 1 or None)
-    for rows, tokens in batches(model, prompts):
-        run = record(model, tokens, writer_hooks(model), contrasts=(), metric_fn=lambda logits, _: logits.new_zeros(0))[
-            0
-        ]
-        found[rows] = contributions(model, run, some=slice(until), positions=here)[:, 0].float().cpu()
+
+    def run(rows: Tensor, tokens: Tensor) -> None:
+        kept = record(
+            model, tokens, writer_hooks(model), contrasts=(), metric_fn=lambda logits, _: logits.new_zeros(0)
+        )[0]
+        found[rows] = contributions(model, kept, some=slice(until), positions=here)[:, 0].float().cpu()
+
+    for _ in over_batches(model, prompts, run):
+        pass
     return found

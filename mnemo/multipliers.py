@@ -31,10 +31,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemo.activations import run_from
 from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook, normed_together
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook
-from mnemo.patching import Hook, metric
+from mnemo.memory import Shape, fit, in_pieces
+from mnemo.patching import LAST_ALONE, Hook, metric
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
@@ -100,8 +102,6 @@ class _Layer:
     qkv: tuple[Tensor, Tensor, Tensor]
     z: Float[Tensor, "node position head d_head"]
     post: tuple[Tensor, Tensor] | None
-    mlp_read: Float[Tensor, "run position d"]
-    parallel: bool
 
 
 class Multipliers:
@@ -123,10 +123,14 @@ class Multipliers:
         self._alpha = torch.tensor((points + 1) / 2, device=model.device).to(model.dtype)
         self._weight = torch.tensor(weights / 2, device=model.device).to(model.dtype)
         first = next(i for i, (a, b) in enumerate(_pairs(contrast)) if a != b)
-        runs = _Runs(model, contrast)
+        self._runs = runs = _Runs(model, contrast)
         (self.metric_clean, self.metric_corrupt), self.predicted = runs.metric, runs.predicted
         self._weights = [_weights(model, layer) for layer in range(model.n_layers)]
-        self._interpolate(runs)
+        # Half of the budget for the graphs of blocks, half for what is carried back through them.
+        self._block_bytes = 2 * nodes * Shape.of(model).attention_bytes(self.length)
+        self._kept: dict[int, _Layer] = {}
+        self._room = fit(self._block_bytes)
+        self._logits = self._read_out()
         self.writers, self.deltas = self._writers(runs)
         self.deltas[:, :first] = 0  # nothing differs before the first token that does, but for rounding
         self._check_sum(runs)
@@ -146,7 +150,7 @@ class Multipliers:
         if writer is None:
             return len(self.writers)
         before = 1 + writer.layer * (self._model.n_heads + 1)
-        reads_heads = writer.head is None and not self._layers[writer.layer].parallel
+        reads_heads = writer.head is None and not self._runs.parallel[writer.layer]
         return before + (self._model.n_heads if reads_heads else 0)
 
     # ---- one component at a time
@@ -168,12 +172,18 @@ class Multipliers:
     def _mlp_quadrature(
         self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
     ) -> Float[Tensor, "item d"]:
-        corrupt, clean = self._layers[layer].mlp_read[:, positions]
-        with torch.enable_grad():
-            stream = _between(corrupt, clean, self._alpha).requires_grad_(True)  # [node, item, d]
-            written = mlp_output(self._model, layer, stream)
-        back = self._weight[:, None, None] * gradients.to(written.dtype)
-        return torch.autograd.grad(written, stream, back)[0].to(gradients.dtype).sum(0)
+        ends = self._runs.values[mlp_stream_hook(self._model, layer)][:, positions]
+
+        def some(piece: slice) -> Tensor:
+            with torch.enable_grad():
+                stream = _line(ends[:, piece], self._alpha).requires_grad_(True)  # [node, item, d]
+                written = mlp_output(self._model, layer, stream)
+            back = self._weight[:, None, None] * gradients[piece].to(written.dtype)
+            return torch.autograd.grad(written, stream, back)[0].to(gradients.dtype).sum(0)
+
+        at_once = fit(2 * self.nodes * Shape.of(self._model).mlp_bytes)
+        pieces = in_pieces(len(positions), at_once, some)
+        return torch.cat([gradients[:0], *(found for _, found in pieces)])
 
     def heads(
         self,
@@ -194,7 +204,21 @@ class Multipliers:
             gradients at the stream that enters the block, at every source position; those of the query stand at the
             head's own position.
         """
-        here, weights, items = self._layers[layer], self._weights[layer], torch.arange(len(heads))
+
+        def some(piece: slice) -> Tensor:
+            return self._some_heads(layer, heads[piece], positions[piece], gradients[piece])
+
+        # Each takes as much again as the graph of its block, in what autograd carries back.
+        return torch.cat([found for _, found in in_pieces(len(heads), fit(self._block_bytes), some)])
+
+    def _some_heads(
+        self,
+        layer: int,
+        heads: Int[Tensor, " item"],
+        positions: Int[Tensor, " item"],
+        gradients: Float[Tensor, "item d"],
+    ) -> Float[Tensor, "item slot position d"]:
+        here, weights, items = self._layer(layer), self._weights[layer], torch.arange(len(heads))
         groups = heads // (here.qkv[0].shape[2] // here.qkv[1].shape[2])  # key/value head of each
         gradients = self._before_post_norm(layer, positions, gradients)
         back = torch.einsum("md,mhd->mh", gradients.to(here.z.dtype), weights.o[heads])
@@ -219,7 +243,7 @@ class Multipliers:
         self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
     ) -> Float[Tensor, "item d"]:
         """Carry gradients at the stream back through the norm behind the attention, where there is one."""
-        post = self._layers[layer].post
+        post = self._layer(layer).post
         if post is None:
             return gradients
         entering, leaving = post
@@ -251,7 +275,7 @@ class Multipliers:
                 self._effect(now, slice(self.row(mlp), self.row(mlp) + 1))
                 - self._effect(through_mlp, self.upstream(mlp))
             )
-            if not self._layers[layer].parallel:
+            if not self._runs.parallel[layer]:
                 now = now + through_mlp
             at_heads.insert(0, now)
             through_heads = self._all_heads(layer, now)
@@ -260,7 +284,7 @@ class Multipliers:
                 self._effect(now, slice(first, first + self._model.n_heads)) - self._effect(through_heads, first)
             )
             now = now + through_heads
-            if self._layers[layer].parallel:
+            if self._runs.parallel[layer]:
                 now = now + through_mlp
             stream.insert(0, now)
         return Totals(
@@ -268,7 +292,7 @@ class Multipliers:
         )
 
     def _all_heads(self, layer: int, gradients: Float[Tensor, "position d"]) -> Float[Tensor, "position d"]:
-        here, weights = self._layers[layer], self._weights[layer]
+        here, weights = self._layer(layer), self._weights[layer]
         everywhere = torch.arange(self.length, device=gradients.device)
         gradients = self._before_post_norm(layer, everywhere, gradients)
         back = torch.einsum("pd,ahd->pah", gradients.to(here.z.dtype), weights.o)
@@ -291,74 +315,63 @@ class Multipliers:
 
     # ---- making them
 
-    def _interpolate(self, runs: _Runs) -> None:
-        """Run every block at all nodes of the quadrature: one forward pass, with each block's inputs replaced."""
-        model, kept = self._model, {}
+    def _read_out(self) -> Float[Tensor, " d"]:
+        """Average the gradient of the metric over all nodes, through the final norm."""
+        model = self._model
+        stream = _line(self._runs.values[stream_hook(model, model.n_layers)], self._alpha).requires_grad_(True)
+        with torch.enable_grad():
+            _, logits = run_from(model, model.n_layers, stream, self._tokens())
+            assert logits is not None  # nothing was kept, so it ran to the end
+            said = metric(logits, [self.contrast] * self.nodes)
+        gradient = torch.autograd.grad(said, stream, self._weight.to(said.dtype))[0]
+        return gradient[:, -1].to(_at_least_float(model.dtype)).sum(0)
 
-        def replace(value: Tensor, hook: Any, *, name: str) -> Tensor:
-            corrupt, clean = runs.values[name]
-            kept[name] = _between(corrupt, clean, self._alpha).requires_grad_(True)
-            return kept[name]
+    def _layer(self, layer: int) -> _Layer:
+        """Return the graphs of a block: made when they are first asked for, kept while the budget has room for them."""
+        found = self._kept.pop(layer, None) or self._interpolated(layer)
+        self._kept[layer] = found  # the last one used stands last
+        if len(self._kept) > self._room:
+            del self._kept[next(iter(self._kept))]
+        return found
 
-        def root(value: Tensor, hook: Any, *, name: str) -> Tensor:
-            kept[name] = value.detach().requires_grad_(True)
-            return kept[name]
+    def _interpolated(self, layer: int) -> _Layer:
+        """Run the attention of a block at all nodes of the quadrature, its input replaced."""
+        model, values, cuts = self._model, self._runs.values, {}
+        block = f"blocks.{layer}."
+        normed, behind = normed_hook(model, layer), norm_behind_hooks(model, layer)
+        stream = _line(values[stream_hook(model, layer)], self._alpha).requires_grad_(True)
 
-        def cut(value: Tensor, hook: Any, *, name: str) -> Tensor:
-            kept[name] = value
+        def root(value: Tensor, *, name: str) -> Tensor:
+            cuts[name] = value.detach().requires_grad_(True)
+            return cuts[name]
+
+        def cut(value: Tensor, *, name: str) -> Tensor:
+            cuts[name] = value
             return value.detach()
 
-        def last(value: Tensor, hook: Any) -> Tensor:
-            return value[:, -1:]
+        def replace(value: Tensor, *, name: str) -> Tensor:
+            return root(_line(values[name], self._alpha), name=name)
 
-        hooks: list[Hook] = []
-
-        def at(name: str, do: Any) -> None:
-            hooks.append((name, partial(do, name=name)))
-
-        for layer in range(model.n_layers):
-            block = f"blocks.{layer}."
-            at(stream_hook(model, layer), replace)
-            if (normed := normed_hook(model, layer)) is not None:
-                at(normed, cut)
-            for slot in SLOTS:
-                at(f"{block}attn.hook_{slot}", root)
-            at(f"{block}attn.hook_z", cut)
-            if (behind := norm_behind_hooks(model, layer)) is not None:
-                at(behind[0], replace)
-                at(behind[1], cut)
-            if (reads := mlp_stream_hook(model, layer)) != stream_hook(model, layer):
-                hooks.append((reads, lambda value, hook: value.detach()))  # no graph here: see `mlp`
-        final = stream_hook(model, model.n_layers)
-        at(final, replace)
-        hooks.append(("unembed.hook_in", last))
-        tokens = torch.tensor(self.contrast.clean.tokens, device=model.device).expand(self.nodes, -1)
+        z = f"{block}attn.hook_z"
+        does = {f"{block}attn.hook_{slot}": root for slot in SLOTS} | {z: cut}
+        does |= {normed: cut} if normed is not None else {}
+        does |= {behind[0]: replace, behind[1]: cut} if behind is not None else {}
         with torch.enable_grad():
-            logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
-            said = metric(logits, [self.contrast] * self.nodes)
-        gradient = torch.autograd.grad(said, kept[final], self._weight.to(said.dtype))[0]
-        self._logits = gradient[:, -1].to(_at_least_float(model.dtype)).sum(0)
-        self._layers = []
-        for layer in range(model.n_layers):
-            block = f"blocks.{layer}."
-            behind = norm_behind_hooks(model, layer)
-            q, k, v = (_by_head(kept[f"{block}attn.hook_{slot}"], self._weights[layer].q.shape[2]) for slot in SLOTS)
-            reads = runs.values[mlp_stream_hook(model, layer)]
-            entering = runs.values[stream_hook(model, layer)]
-            stream = kept[stream_hook(model, layer)]
-            with torch.enable_grad():  # without a norm before it attention reads the stream itself
-                unnormed = stream.clone()
-            self._layers.append(
-                _Layer(
-                    stream=stream,
-                    normed=kept.get(normed_hook(model, layer) or "", unnormed),
-                    qkv=(q, k, v),
-                    z=_by_head(kept[f"{block}attn.hook_z"], self._weights[layer].o.shape[1]),
-                    post=None if behind is None else (kept[behind[0]], kept[behind[1]]),
-                    mlp_read=reads,
-                    parallel=torch.equal(reads, entering),
-                )
-            )
+            changes = {name: partial(do, name=name) for name, do in does.items()}
+            last = behind[1] if behind is not None else z
+            run_from(model, layer, stream, self._tokens(), changes=changes, keep=[last])
+            entering = stream.clone() if normed is None else cuts[normed]  # without a norm: the stream itself
+        q, k, v = (_by_head(cuts[f"{block}attn.hook_{slot}"], self._weights[layer].q.shape[2]) for slot in SLOTS)
+        return _Layer(
+            stream=stream,
+            normed=entering,
+            qkv=(q, k, v),
+            z=_by_head(cuts[z], self._weights[layer].o.shape[1]),
+            post=None if behind is None else (cuts[behind[0]], cuts[behind[1]]),
+        )
+
+    def _tokens(self) -> Int[Tensor, "node position"]:
+        return torch.tensor(self.contrast.clean.tokens, device=self._model.device).expand(self.nodes, -1)
 
     def _writers(self, runs: _Runs) -> tuple[tuple[Writer, ...], Float[Tensor, "writer position d"]]:
         model, precision = self._model, _at_least_float(self._model.dtype)
@@ -378,7 +391,7 @@ class Multipliers:
         self, layer: int, heads: Float[Tensor, "head position d"]
     ) -> Float[Tensor, "head position d"]:
         """Carry what heads write forward through the norm behind the attention, where there is one."""
-        post = self._layers[layer].post
+        post = self._layer(layer).post
         if post is None:
             return heads
         entering, leaving = post
@@ -398,7 +411,8 @@ class Multipliers:
         whole = whole[1] - whole[0]
         gap = float((self.deltas.sum(0) - whole).abs().max() / whole.abs().max())
         # Behind a norm of its own the heads add up as well as the quadrature does, and no better.
-        if not gap <= max(_ROUNDING[self._model.dtype], 0.1 if any(here.post for here in self._layers) else 0):
+        behind = any(norm_behind_hooks(self._model, layer) for layer in range(self._model.n_layers))
+        if not gap <= max(_ROUNDING[self._model.dtype], 0.1 if behind else 0):
             raise MnemoError(
                 f"{self._model.name}: what embedding, heads and MLPs write is off by {gap:.2g} of the last stream, so "
                 "its paths cannot be told apart: use a pre-norm decoder (GPT-2, GPT-NeoX, Llama, Qwen2, Gemma 2, OPT)"
@@ -450,9 +464,13 @@ class _Runs:
         both = torch.tensor([contrast.corrupt.tokens, contrast.clean.tokens], device=model.device)
         with torch.no_grad():
             hooks: list[Hook] = [(name, partial(keep, name=name)) for name in dict.fromkeys(names)]
-            logits = model.bridge.run_with_hooks(both, fwd_hooks=hooks)
+            logits = model.bridge.run_with_hooks(both, fwd_hooks=[*hooks, LAST_ALONE])
             corrupt, clean = metric(logits, [contrast, contrast]).tolist()
         self.metric, self.predicted = (clean, corrupt), int(logits[1, -1].argmax())
+        self.parallel = [
+            torch.equal(self.values[mlp_stream_hook(model, layer)], self.values[stream_hook(model, layer)])
+            for layer in range(model.n_layers)
+        ]
         name = contrast.fact.fact_id
         if not (np.isfinite(clean) and np.isfinite(corrupt)):
             raise MnemoError(f"the metric of {name!r} is not finite: check the model's weights and dtype")
@@ -498,8 +516,9 @@ def _weights(model: Model, layer: int) -> _Weights:
     return _Weights(attention.W_Q, attention.W_K, attention.W_V, attention.W_O, joint=joint)
 
 
-def _between(corrupt: Tensor, clean: Tensor, alpha: Float[Tensor, " node"]) -> Float[Tensor, "node ..."]:
-    """Points on the line from corrupt to clean."""
+def _line(ends: Float[Tensor, "run ..."], alpha: Float[Tensor, " node"]) -> Float[Tensor, "node ..."]:
+    """Points on the line from the corrupt run's value to the clean run's."""
+    corrupt, clean = ends.unbind()
     return corrupt + alpha.view(-1, *[1] * corrupt.dim()) * (clean - corrupt)
 
 

