@@ -172,7 +172,7 @@ class Reader:
                     facts=[facts[i] for i in rows],
                     against=reader._asked(compared.states[references], layer=layer),
                     another=another[rows],
-                    max_tokens=self.max_tokens,
+                    written=reader._written(states[rows], layer=layer),
                     lexicon=reader.lexicon,
                 )
                 for i, readings in zip(rows, mine, strict=True):
@@ -185,6 +185,9 @@ class Reader:
         """Return the log-probability of each phrase under each state, in nats per token."""
         return phrase_logprobs(self.model, self._asked(states, layer=layer), phrases)
 
+    def _written(self, states: Float[Tensor, "row d"], *, layer: int) -> list[list[Phrase]]:
+        return readable_phrases(self.model, self._asked(states, layer=layer), max_tokens=self.max_tokens)
+
     def _asked(self, states: Float[Tensor, "row d"], *, layer: int) -> Asked:
         return Asked((self.host,) * len(states), states, layer)
 
@@ -194,7 +197,8 @@ def read_cues(
 ) -> list[list[Reading]]:
     """Return the phrases that each cue may stand for, asked with `verbalise` and nothing patched, the best first.
 
-    They are ranked as those read from states are, so that what the model says of any cue wins nothing.
+    They are ranked as those read from states are, so that what the model says of any cue wins nothing. A cue of which
+    the model would rather say nothing stands for none.
 
     Raises:
         MnemoError: the task has no `verbalise` template, or one that cannot be used.
@@ -204,15 +208,17 @@ def read_cues(
     with task.blaming("verbalise"):
         asked = Asked(tuple(render(task.verbalise, fact.cue, model.tokens) for fact in facts))
     references = _references(len(facts), seed)
-    return read_phrases(
+    written = readable_phrases(model, asked, max_tokens=task.max_concept_tokens)
+    found = read_phrases(
         model,
         asked,
         facts=facts,
         against=asked.rows(references),
         another=_another(facts, facts, references, same=True),
-        max_tokens=task.max_concept_tokens,
+        written=written,
         lexicon=spelled(model, asked.hosts[0], lexicon) if facts else (),
     )
+    return [[] if said[:1] == [()] else readings for said, readings in zip(written, found, strict=True)]
 
 
 def read_phrases(
@@ -222,7 +228,7 @@ def read_phrases(
     facts: Sequence[Fact],
     against: Asked,
     another: Bool[Tensor, "fact reference"],
-    max_tokens: int,
+    written: Sequence[Sequence[Phrase]],
     lexicon: Sequence[Phrase],
 ) -> list[list[Reading]]:
     """Rank what the model writes after each prompt, and phrases of a lexicon, by their likelihood ratios.
@@ -233,12 +239,11 @@ def read_phrases(
         facts: the facts: neither cue nor answer is read as a concept.
         against: the same for the references.
         another: which references each fact is compared with.
-        max_tokens: the longest phrase.
+        written: what the model writes after each prompt.
         lexicon: phrases to consider beside those that the model writes.
     """
-    written = readable_phrases(model, asked, max_tokens=max_tokens)
     listed = _likely_in_lexicon(model, asked, lexicon)
-    # (The empty phrase, written where the model says nothing, is no reading: `_is_a_concept` leaves it out.)
+    # (The empty phrase is no reading: `_is_a_concept` leaves it out.)
     candidates = [
         [phrase for phrase in dict.fromkeys([*said, *more]) if _is_a_concept(_text(model, phrase), fact)]
         for said, more, fact in zip(written, listed, facts, strict=True)

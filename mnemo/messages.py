@@ -9,7 +9,8 @@ put together there from several.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -17,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mnemo.activations import contributions, record, writer_hooks
+from mnemo.activations import Recording, contributions, writer_hooks
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact
 from mnemo.graph import Writer, writers
-from mnemo.patching import over_batches
+from mnemo.patching import Hook, over_batches
 from mnemo.reading import reader_for
 
 if TYPE_CHECKING:
@@ -103,11 +104,17 @@ def _messages(model: Model, prompts: Sequence[Prompt], *, site: Site, until: int
     found = torch.empty(len(prompts), until, model.d_model)
     here = slice(site.position, site.position + 1 or None)
 
+    @torch.no_grad()
     def run(rows: Tensor, tokens: Tensor) -> None:
-        kept = record(
-            model, tokens, writer_hooks(model), contrasts=(), metric_fn=lambda logits, _: logits.new_zeros(0)
-        )[0]
-        found[rows] = contributions(model, kept, some=slice(until), positions=here)[:, 0].float().cpu()
+        kept: dict[str, Tensor] = {}
+
+        def keep(value: Tensor, hook: Any, *, name: str) -> None:
+            kept[name] = value
+
+        hooks: list[Hook] = [(name, partial(keep, name=name)) for name in writer_hooks(model)]
+        logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)[:, -1:]
+        whole = Recording(tokens, kept, logits, logits.new_zeros(len(tokens)))
+        found[rows] = contributions(model, whole, some=slice(until), positions=here)[:, 0].float().cpu()
 
     for _ in over_batches(model, prompts, run):
         pass
