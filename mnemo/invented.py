@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
-from scipy import stats
+
+from mnemo.intervals import grouped_interval
 
 THROUGH_A_CONCEPT = ("mnemonic", "shared-intermediate")  # verdicts
 # Share of other questions that go as the concept's, above those that go as a same-answer concept's, from which on
 # a cue is said to stand for its concept, and below which it is said not to. Between the two nothing is claimed.
 FOLLOWS, FOLLOWS_NOT = 0.5, 0.25
 SHUFFLES = 1000
-RESAMPLES = 1000
 
 
 def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = None) -> pd.Series:
@@ -89,7 +89,7 @@ def count_invented(free: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
     gap = _numbers(free, "entailment") - _numbers(free, "entailment_control")
 
     def interval(values: np.ndarray) -> dict[str, float | None]:
-        return _interval(values.astype(float), groups, seed=seed)
+        return grouped_interval(values.astype(float), groups, seed=seed)
 
     null, null_through = shuffled.mean(1), (shuffled & through).mean(1)
     return {
@@ -119,27 +119,6 @@ def _chance(null: Float[np.ndarray, " shuffle"]) -> dict[str, float]:
 def _p_value(seen: float, null: Float[np.ndarray, " shuffle"]) -> float:
     """Permutation p-value: the sample itself counts as one of the shuffles (Phipson and Smyth 2010)."""
     return float((1 + (null >= seen).sum()) / (1 + len(null)))
-
-
-def _interval(values: Float[np.ndarray, " fact"], groups: np.ndarray, *, seed: int) -> dict[str, float | None]:
-    """The mean of the finite values and its interval over resampled groups; None where there is none."""
-    known = np.isfinite(values)
-    if not known.any():
-        return {"value": None, "low": None, "high": None}
-    by_group = pd.Series(values[known]).groupby(groups[known], sort=False)
-    sums, sizes = by_group.sum().to_numpy(), by_group.size().to_numpy()
-    mean = float(sums.sum() / sizes.sum())
-    if len(sums) < 2:  # one group says nothing about others
-        return {"value": mean, "low": None, "high": None}
-    resampled = stats.bootstrap(
-        (sums, sizes),
-        lambda s, n, axis: s.sum(axis) / n.sum(axis),
-        paired=True,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return {"value": mean, "low": float(resampled.low), "high": float(resampled.high)}
 
 
 def _numbers(table: pd.DataFrame, column: str) -> Float[np.ndarray, " fact"]:

@@ -7,7 +7,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,8 +49,13 @@ def run_record(task: Task, model: Model, facts: FactSet, *, kind: str, **options
         "dtype": str(model.dtype).removeprefix("torch."),
         "source": source_of(task, model, facts),
         **inputs,
-        "inputs": text_hash(json.dumps({**inputs, "versions": _version("mnemo")}, sort_keys=True)),
+        "inputs": inputs_hash(inputs),
     }
+
+
+def inputs_hash(inputs: Mapping[str, Any]) -> str:
+    """Return one hash over plain values that decide a run, and over the version of mnemo."""
+    return text_hash(json.dumps({**inputs, "versions": _version("mnemo")}, sort_keys=True))
 
 
 def text_hashes(task: Task, facts: FactSet) -> dict[str, str]:
