@@ -220,7 +220,10 @@ def main() -> None:
         print(
             "mnemo: interrupted; extract and benchmark go on with --resume, organism train and sweep by themselves",
             file=sys.stderr,
+            flush=True,
         )
+        if "distributed" in sys.modules:
+            os._exit(130)  # what Dask has left to say about processes that it was starting is a traceback
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -20,10 +20,12 @@ from mnemo.facts import is_hub_name
 from mnemo.libraries import first_line, in_one_line
 from mnemo.model_checks import check_spelling
 from mnemo.textfiles import read_json
+from mnemo.tokens import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_MAX_CONFIG = 2**24  # bytes; a configuration has some thousand
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 # Under these names a tokenizer.json means what it says; AutoTokenizer may put the model type's class instead.
@@ -73,7 +75,7 @@ def _download(name: str) -> Path:
         folder = fetch(["*.json", "*.txt", "*.model"])
         examine(folder)
         index = folder / "model.safetensors.index.json"
-        shards = set(read_json(index)["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        shards = _shards(index) if index.exists() else {"model.safetensors"}
         return fetch(["*.json", "*.txt", "*.model", *sorted(shards)])
     except MnemoError:
         raise
@@ -124,7 +126,20 @@ def read_model(folder: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     return hf
 
 
+def _shards(index: Path) -> set[str]:
+    """The files that the weights of a model lie in, which are names and no paths."""
+    shards = read_json(index).get("weight_map")
+    names = set(map(str, shards.values())) if isinstance(shards, dict) else set()
+    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        problem = "should name the .safetensors file beside it that holds each weight: save the model again"
+        raise InputError(problem, file=index, column="weight_map")
+    return names
+
+
 def _require_safetensors(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        _shards(index)
     if any(folder.glob("*.safetensors")):
         return
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
@@ -148,7 +163,7 @@ def examine(folder: Path) -> None:
         adapter = (folder / "adapter_config.json").exists()
         what = "holds a LoRA adapter alone: merge it into its model (merge_and_unload) and save that"
         raise InputError(what if adapter else "holds no config.json: give a model's directory", file=folder)
-    config = read_json(file)
+    config = read_json(file, most=_MAX_CONFIG)
     _refuse_code(config, file)
     if config.get("quantization_config"):
         raise InputError(
@@ -162,7 +177,8 @@ def examine(folder: Path) -> None:
         raise InputError(problem, file=file, column="model_type")
     # Without "architectures", transformers goes by the type.
     default = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, kind)
-    architectures = [str(name) for name in config.get("architectures") or [default]]
+    named = config.get("architectures") or [default]
+    architectures = [str(name) for name in named] if isinstance(named, list) else [shown(str(named))]
     if config.get("is_encoder_decoder") or not _causal(architectures):
         raise InputError(
             f"{', '.join(architectures)} is no causal language model: use one that predicts the next token "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mnemo.errors import MnemoError
+from mnemo.errors import MnemoError, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def stream_map(study: Study, fact_id: str, *, ax: Axes | None = None) -> Axes:
     ax = ax or _axes(5.2, 3.2)
     bound = float(np.abs(scores).max()) or 1.0
     image = ax.imshow(scores, origin="lower", aspect="auto", cmap="PuOr_r", vmin=-bound, vmax=bound)
-    tokens = [piece.strip() or repr(piece) for piece in study.model.tokens.pieces(prompt.tokens)]
+    tokens = [_plain(piece.strip() or repr(piece)) for piece in study.model.tokens.pieces(prompt.tokens)]
     ax.set_xticks(range(len(tokens)), tokens, rotation=0 if len(tokens) <= 8 else 60)
     ax.set_yticks(range(scores.sizes["stream_layer"]))
     ax.set_xlabel("prompt token")
@@ -81,7 +81,7 @@ def evidence_bars(rows: pd.DataFrame, labels: Sequence[str], *, ax: Axes | None 
         values = rows[column].to_numpy(dtype=float, na_value=np.nan)
         at = np.arange(len(rows)) + k * height - 0.4 + height / 2
         ax.barh(at, values, height * 0.9, color=colour, hatch=hatch, edgecolor="white", label=name)
-    ax.set_yticks(range(len(rows)), labels)
+    ax.set_yticks(range(len(rows)), [_plain(label) for label in labels])
     ax.invert_yaxis()
     ax.set_xlim(min(0.0, float(np.nanmin(rows[["ablation_drop", "ablation_control"]].astype(float))) - 0.02), 1.02)
     ax.axvline(0, color="black", linewidth=0.6)
@@ -99,7 +99,7 @@ def overview(study: Study, facts: Sequence[str], labels: Sequence[str]) -> Figur
     top, bottom = figure.subplots(2, 1, height_ratios=(3.0, 0.8 + 0.62 * len(facts)))
     stream_map(study, facts[0], ax=top)
     row = study[facts[0]]
-    top.set_title(f"{row['cue']} → {row['concept']} → {row['answer']}", fontsize=11)
+    top.set_title(_plain(f"{row['cue']} → {row['concept']} → {row['answer']}"), fontsize=11)
     chosen = study.table.set_index("fact_id").loc[list(facts)]
     evidence_bars(chosen, labels, ax=bottom)
     return figure
@@ -266,8 +266,13 @@ def dose_figure(doses: pd.DataFrame, *, title: str = "") -> Figure:
     dose_curve(doses, watch="predicted", ax=left)
     dose_curve(doses, watch="own", ax=right)
     if title:
-        figure.suptitle(title, fontsize=11, parse_math=False)
+        figure.suptitle(_plain(title), fontsize=11)
     return figure
+
+
+def _plain(text: str) -> str:
+    """Text of a fact or a model for a figure: no formula to matplotlib, and no character that has no shape."""
+    return visible(text).replace("$", r"\$")
 
 
 def _trials(trials: Any) -> str:
@@ -338,11 +343,13 @@ def path_map(trace: Trace, *, ax: Axes | None = None, paths: int = 50) -> Axes:
     ax.plot([], [], color=OPPOSES, linewidth=3, linestyle=(0, (1.6, 0.8)), label="opposes it")
     tokens = [trace.token(i - length) for i in range(length)]
     tokens = [
-        token if piece == other else f"{token}\n({other.strip() or repr(other)})"
+        _plain(token if piece == other else f"{token}\n({other.strip() or repr(other)})")
         for token, piece, other in zip(tokens, trace.pieces, trace.corrupt_pieces, strict=True)
     ]
     slanted = length > 14
-    ax.set_xticks(range(length), tokens, rotation=60 if slanted else 0, ha="right" if slanted else "center")
+    ax.set_xticks(
+        range(length), list(map(_plain, tokens)), rotation=60 if slanted else 0, ha="right" if slanted else "center"
+    )
     ax.set_yticks(range(top + 1), ["embed", *map(str, range(1, top)), f"{top}: logits"])
     ax.set_xlim(-0.5, length - 0.5 + (0.3 if heads else 0.0))  # room for the names of heads at the last token
     ax.set_ylim(-0.3, top + 0.3)
@@ -350,7 +357,7 @@ def path_map(trace: Trace, *, ax: Axes | None = None, paths: int = 50) -> Axes:
     ax.set_ylabel("residual stream after block")
     ax.legend(loc="upper left", fontsize=7.5, framealpha=0.9)
     title = f"{trace.cue} → {trace.answer}: {len(drawn)} paths carry {sum(path.share for path in drawn):.0%}"
-    ax.set_title(f"{title} of {trace.total:.2f} logits", fontsize=10)
+    ax.set_title(_plain(f"{title} of {trace.total:.2f} logits"), fontsize=10)
     return ax
 
 

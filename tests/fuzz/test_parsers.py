@@ -25,7 +25,7 @@ from mnemo.textfiles import read_text
 from tests.fuzz.cases import documents, texts_near
 from tests.fuzz.parsers import PARSERS, refuses_well
 
-FEW = settings(max_examples=40, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=25, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -55,7 +55,7 @@ def test_the_examples_are_ones_that_are_taken(name):
     ("text", "says"),
     [
         (lambda: "fact_id,cue,answer," + ",".join(f"c{i}" for i in range(2000)) + "\n", "2003 columns"),
-        (lambda: "[" * 100_000, "nested too deep"),
+        (lambda: "[" * 100_000, "TOML"),
         (lambda: '{"a":' * 100_000, "JSON"),
         (lambda: "a = " + "[" * 100_000, "TOML"),
         (lambda: "a = " + "9" * 100_000, "TOML"),
@@ -129,6 +129,37 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path, file):
     config = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}))
     with pytest.raises(MnemoError, match="asks for Python code"):
+        load(folder)
+
+
+def test_cues_that_are_code_elsewhere_are_text_in_figures_tables_and_on_the_terminal(tmp_path, capsys):
+    from mnemo.report import print_trace
+    from mnemo.tables import read_csv
+    from mnemo.tracing import Trace, trace
+    from tests.tiny_models import tiny_contrasts, tiny_model, tiny_tokenizer
+
+    model = load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
+    (contrast, *_) = tiny_contrasts(model, ("=$\\a{$\x1b[2J<b>", "=$\\b{$\x1b[3J<b>"))
+    found = trace(model, contrast, top=5)
+    found.write(tmp_path)
+    assert (tmp_path / "trace.png").stat().st_size > 0
+    assert Trace.read(tmp_path).cue == contrast.fact.cue
+    for name, table, column in (("nodes", found.nodes, "token"), ("paths", found.path_table(), "path")):
+        assert list(read_csv(tmp_path / f"{name}.csv")[column]) == list(table[column])
+        cells = (tmp_path / f"{name}.csv").read_text().replace('"', "").splitlines()
+        assert not [cell for line in cells for cell in line.split(",") if cell.startswith(("=", "@"))]
+    print_trace(found, tmp_path)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\\x1b[2J<b>" in said
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/tmp/x.safetensors", "weights.bin", "a/b.safetensors"])
+def test_a_model_s_weights_lie_in_its_folder(tmp_path, name):
+    from tests.tiny_models import saved
+
+    folder = saved("gpt2", tmp_path / "m")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(InputError, match=r"index.json, column 'weight_map': should name the \.safetensors file"):
         load(folder)
 
 
