@@ -87,8 +87,10 @@ class ReadsConcepts(Protocol):
         """
         ...
 
-    def legibility(self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int) -> float:
-        """Return the mean probability of each phrase under the state beside it; NaN where none can be spelled."""
+    def probabilities(
+        self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
+    ) -> Float[Tensor, " row"]:
+        """Return how probable each phrase is under the state beside it; NaN where it cannot be spelled."""
         ...
 
 
@@ -140,13 +142,15 @@ class Reader:
         spare = None if spare_cue is None else cls.for_task(model, task, cue=spare_cue, lexicon=lexicon)
         return cls(model, host, task.max_concept_tokens, spelled(model, host, lexicon), cue, spare)
 
-    def legibility(self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int) -> float:
-        """Return the mean probability per token of each phrase under the state beside it; NaN for no phrase."""
-        each = [spelled(self.model, self.host, [phrase]) for phrase in phrases]
-        rows = [i for i, ids in enumerate(each) if ids]
-        if not rows:
-            return float("nan")
-        return self.logprob([each[i][0] for i in rows], states[rows], layer=layer).exp().mean().item()
+    def probabilities(
+        self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
+    ) -> Float[Tensor, " row"]:
+        """Return the probability per token of each phrase under the state beside it (see `ReadsConcepts`)."""
+        ids = {phrase: spelled(self.model, self.host, [phrase]) for phrase in dict.fromkeys(phrases)}
+        rows = [i for i, phrase in enumerate(phrases) if ids[phrase]]
+        found = torch.full((len(phrases),), torch.nan)
+        found[rows] = self.logprob([ids[phrases[i]][0] for i in rows], states[rows], layer=layer).exp()
+        return found
 
     def read(
         self,
@@ -322,11 +326,13 @@ class Bank:
             ranked.append(sorted(mine, key=lambda r: -r.ratio))
         return ranked
 
-    def legibility(self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int) -> float:
-        """Return the mean probability of each phrase under the state beside it."""
+    def probabilities(
+        self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
+    ) -> Float[Tensor, " row"]:
+        """Return how probable each phrase is under the state beside it, less what all these states have in common."""
         rank = {phrase: i for i, phrase in enumerate(self.phrases)}
         said = self._logprobs(states - states.mean(0), layer=layer)
-        return said[torch.arange(len(said)), [rank[phrase] for phrase in phrases]].exp().mean().item()
+        return said[torch.arange(len(said)), [rank[phrase] for phrase in phrases]].exp()
 
     def _logprobs(self, states: Float[Tensor, "row d"], *, layer: int) -> Float[Tensor, "row phrase"]:
         known = read_stream_at_span(self.model, self.prompts, layer=layer)

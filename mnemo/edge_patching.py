@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -41,6 +42,7 @@ from mnemo.readers import check_readers, input_hooks, project, seen
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
     from mnemo.model import Model
+    from mnemo.trace_record import TracedPath
 
 TOKENS_PER_BATCH = 8192
 
@@ -246,6 +248,29 @@ class Edge:
     writer: str
     reader: str
     position: int
+
+
+def path_edges(model: Model, path: TracedPath) -> list[Edge]:
+    """Return the edges of a traced path, as `exact_path` takes them.
+
+    Where heads share keys and values (grouped queries), the edge goes to the key or value head that the path's head
+    uses, and thus to all heads of its group.
+    """
+    group = model.n_heads // model.n_kv_heads
+    found = []
+    for before, after in pairwise(path.steps):
+        if before.component == "embed":
+            writer = "embed"
+        else:
+            writer = f"mlp{before.layer}" if before.head is None else f"h{before.layer}.{before.head}"
+        if after.component == "logits":
+            reader = "logits"
+        elif after.head is None:
+            reader = f"mlp{after.layer}"
+        else:
+            reader = f"{after.slot}{after.layer}.{after.head if after.slot == 'q' else after.head // group}"
+        found.append(Edge(writer, reader, before.position))  # everything is read where it was written
+    return found
 
 
 def exact_path(

@@ -181,7 +181,7 @@ def find_waypoint(
                 # A state that holds the answer itself is no waypoint, however well a swap of it works.
                 "score": (evidence["score"] * (1 - evidence["leakage"].fillna(0))).mean(),
                 "decided": 1 - (4 * evidence["score"] * (1 - evidence["score"])).mean(),
-                "legible": reader.legibility(phrases, states[rows], layer=site.layer) if reader else np.nan,
+                "legible": _legible(reader, phrases, states[rows], layer=site.layer),
             }
         found.append(row)
     candidates = pd.DataFrame(found, columns=_COLUMNS)
@@ -210,3 +210,10 @@ def _clearest(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " fac
 
     alike = clear[[as_at_the_last(row) for _, row in clear.iterrows()]]
     return site_of(alike.sort_values("clarity", kind="stable").iloc[-1])
+
+
+def _legible(
+    reader: ReadsConcepts | None, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
+) -> float:
+    """The mean probability of each phrase under the state beside it; NaN where none can be spelled."""
+    return float("nan") if reader is None else reader.probabilities(phrases, states, layer=layer).nanmean().item()
