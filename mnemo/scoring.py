@@ -45,7 +45,8 @@ def benchmark(
         MnemoError: as `extract` does; or there is no usable truth.csv.
     """
     task = task if isinstance(task, Task) else Task.read(task)
-    truth = read_truth(task.folder / "truth.csv", task.load_facts(options.get("facts")))
+    facts = options.get("facts")
+    truth = read_truth(task.folder / "truth.csv", facts if isinstance(facts, FactSet) else task.load_facts(facts))
     study = extract(task, out=out, **options)
     study.record["kind"] = "benchmark"
     metrics = score(study.table, truth, seed=int(options.get("seed", 0)))
