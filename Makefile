@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 NOTEBOOKS := $(if $(wildcard notebooks/*.ipynb),--nbmake notebooks)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lab lint clean help
+.PHONY: demo test lab docs lint clean help
 
 demo: $(STAMP) ## show, on the bundled organism, a fact that is recalled through a concept
 	@$(BIN)/mnemo demo
@@ -23,13 +23,16 @@ test: $(STAMP) ## run the tests, and the notebooks as tests
 lab: $(STAMP) ## open the first notebook in JupyterLab
 	@$(BIN)/jupyter-lab notebooks/01_quickstart.ipynb
 
+docs: $(STAMP) ## build the documentation into site/ (open site/index.html)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lint: $(STAMP) ## check style, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean: ## remove .venv, caches and builds (results in out/ stay)
-	@rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache
+	@rm -rf $(VENV) build dist site .hypothesis .pytest_cache .ruff_cache
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## list the targets

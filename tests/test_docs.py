@@ -1,0 +1,61 @@
+"""Is everything public documented, and does every page and number stand in one place? (`make docs` builds strictly.)"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mnemo
+from mnemo import plot
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+
+def pages(entry=SITE["nav"]) -> list[str]:
+    """Return the files that the navigation names, in its order."""
+    if isinstance(entry, str):
+        return [entry]
+    return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages(part)]
+
+
+def documented() -> set[str]:
+    text = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in pages())
+    return set(re.findall(r"^::: (\S+)$", text, flags=re.MULTILINE))
+
+
+def test_the_navigation_has_every_page_and_no_other():
+    assert sorted(pages()) == sorted(file.relative_to(DOCS).as_posix() for file in DOCS.rglob("*.md"))
+
+
+@pytest.mark.parametrize("name", mnemo.__all__)
+def test_every_public_name_is_in_the_reference(name):
+    thing = getattr(mnemo, name)
+    assert f"{thing.__module__}.{name}" in documented()
+
+
+@pytest.mark.parametrize("name", [name for name in plot.__all__ if callable(getattr(plot, name))])
+def test_every_figure_is_in_the_reference(name):
+    assert f"{getattr(plot, name).__module__}.{name}" in documented()
+
+
+def test_the_site_needs_no_network():
+    assert SITE["theme"]["font"] is False and SITE["strict"] is True
+    extras = [*SITE.get("extra_css", []), *SITE.get("extra_javascript", [])]
+    assert not any("//" in address for address in extras)
+
+
+def test_measured_numbers_are_included_and_not_copied():
+    for page in (DOCS / "measured").glob("*.md"):
+        (source,) = re.fullmatch(r'--8<-- "(\S+\.md)"\n', page.read_text(encoding="utf-8")).groups()  # pyright: ignore
+        assert (ROOT / source).is_file()
+
+
+def test_notebooks_are_listed_where_one_starts():
+    text = (DOCS / "getting_started.md").read_text(encoding="utf-8")
+    missing = [file.stem for file in (ROOT / "notebooks").glob("*.ipynb") if f"`{file.stem}`" not in text]
+    assert not missing, f"name {missing} in docs/getting_started.md"
