@@ -115,3 +115,7 @@ columns = [
     "entailment_control",
 ]
 facts.loc[facts["kind"] == "free", columns].sort_values("score", ascending=False).head(8).round(2)
+
+# %% [markdown]
+# **Next.** `02_circuit_explorer`: change the answer of `VA==` by clicking, in five minutes. `03_is_it_really_a_mnemonic` goes on with
+# idle facts, controls and inventions, `05_bring_your_own_model` with a model of yours.
