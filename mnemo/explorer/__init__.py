@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from mnemo.explorer.session import Session
 
@@ -24,25 +25,15 @@ def explore(source: Study | Trace, fact: str | None = None, *, compare: Study | 
         MnemoError: no such fact, or none that can be traced.
     """
     session = Session(source, fact, other=compare)
-    if classic:
-        from mnemo.explorer.classic import classic_explorer
+    session.prepare()
+    if not classic:
+        with suppress(ImportError):
+            from mnemo.explorer.widget import ExplorerWidget
 
-        return classic_explorer(session)
-    try:
-        from mnemo.explorer.widget import ExplorerWidget
-    except ImportError:
-        from mnemo.explorer.classic import classic_explorer
+            return ExplorerWidget(session)
+    from mnemo.explorer.classic import ClassicExplorer
 
-        return classic_explorer(session)
-    return ExplorerWidget(session)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "ExplorerWidget":
-        from mnemo.explorer.widget import ExplorerWidget
-
-        return ExplorerWidget
-    raise AttributeError(f"module 'mnemo.explorer' has no attribute {name!r}")
+    return ClassicExplorer(session)
 
 
 __all__ = ["Session", "explore"]

@@ -2,66 +2,145 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
 from mnemo.explorer.session import Session
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def classic_explorer(session: Session) -> widgets.VBox:
-    """Show a session with dropdowns and sliders: choose a fact and a node, ablate or swap, see the answers.
+_NOTHING = "nothing"
 
-    Args:
-        session: what to show; it may be used from Python at the same time.
+
+class ClassicExplorer(widgets.VBox):
+    """A session behind dropdowns, sliders and buttons; `session` may be used from Python at the same time.
+
+    Facts are searched and filtered, a node or a path is chosen and ablated or patched, the concept is swapped; the
+    circuit and the answers before, after and under the control are drawn by matplotlib.
     """
-    state = session.state()
-    labels = {f"{f['cue']} → {f['answer']} ({f['verdict']})": f["fact_id"] for f in state["facts"]}
-    fact = widgets.Dropdown(options=labels or [session.view.fact], value=session.view.fact, description="fact")
-    least = widgets.FloatLogSlider(
-        value=session.view.least_share, min=-4, max=-0.3, description="least share", continuous_update=False
-    )
-    node = widgets.Dropdown(options=_nodes(state), description="node")
-    ablate = widgets.Button(description="ablate", disabled=session.bench is None)
-    concept = widgets.Combobox(options=state["concepts"], placeholder="another concept", description="concept")
-    swap = widgets.Button(description="swap concept", disabled=session.bench is None)
-    undo = widgets.Button(description="undo", disabled=session.bench is None)
-    message, shown, answers = widgets.Label(), widgets.Image(format="png"), widgets.Image(format="png")
 
-    def draw() -> None:
-        now = session.state()
-        message.value = now["error"] or "; ".join(now["log"]) or "no interventions"
-        chosen = node.value
-        node.options = _nodes(now)
-        node.value = chosen if chosen in node.options else node.options[0]
-        shown.value = _png(_circuit(now["scenes"][0]))
-        answers.value = _png(_answers(now["outcome"])) if now["outcome"] else b""
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._facts = session.catalog()["facts"]
+        live = session.study is not None
+        self._updating = False
+        view = session.view
+        self.search = widgets.Text(placeholder="cue, answer or concept", description="search")
+        verdicts = list(dict.fromkeys(fact["verdict"] for fact in self._facts))
+        self.verdict = widgets.Dropdown(options=["any", *verdicts], description="verdict")
+        self.score = widgets.FloatSlider(min=0, max=1, step=0.05, description="score ≥", continuous_update=False)
+        self.fact = widgets.Dropdown(description="fact")
+        self.least_share = widgets.FloatLogSlider(
+            value=max(view.least_share, 1e-4), min=-4, max=-0.3, description="least share", continuous_update=False
+        )
+        self.top = widgets.IntSlider(value=view.top, min=1, max=50, description="paths", continuous_update=False)
+        self.group = widgets.Dropdown(options=["head", "layer"], value=view.group, description="group by")
+        self.part = widgets.Dropdown(description="selection")
+        self.cue = widgets.Text(placeholder="cue of another fact", description="from")
+        self.concept = widgets.Combobox(
+            options=session.catalog()["concepts"], placeholder="another concept", description="concept"
+        )
+        self.ablate, self.patch, self.swap, self.undo, self.clear = (
+            widgets.Button(description=name, disabled=not live)
+            for name in ("ablate", "patch", "swap concept", "undo", "clear")
+        )
+        self.message, self.reading = widgets.Label(), widgets.Label()
+        self.circuit, self.answers = widgets.Image(format="png"), widgets.Image(format="png")
+        super().__init__(
+            [
+                widgets.HBox([self.search, self.verdict, self.score]),
+                widgets.HBox([self.fact, self.least_share, self.top, self.group]),
+                widgets.HBox([self.part, self.ablate, self.cue, self.patch]),
+                widgets.HBox([self.concept, self.swap, self.undo, self.clear]),
+                self.message,
+                self.reading,
+                widgets.HBox([self.circuit, self.answers]),
+            ]
+        )
+        self._connect()
+        self.refresh()
 
-    def on(action: str, **arguments: Any) -> None:
-        session.do({"do": action, **arguments})
-        draw()
+    def refresh(self) -> None:
+        """Draw the session as it is now."""
+        state, scene = self.session.state(), self.session.scenes[0]
+        self._updating = True
+        self._offer_facts()
+        nodes = sorted(scene["nodes"], key=lambda node: -abs(node["value"]))
+        paths = [(f"path {i + 1}: {path['text']}", f"path {i + 1}") for i, path in enumerate(scene["paths"])]
+        self.part.options = [(_NOTHING, None), *((node["id"], node["id"]) for node in nodes), *paths]
+        selected = self.session.view.selected
+        self.part.value = selected if selected in [value for _, value in self.part.options] else None
+        self._updating = False
+        self.message.value = state["error"] or "; ".join(state["log"]) or "no interventions"
+        self.reading.value = _in_words(state["detail"])
+        self.circuit.value = _png(_circuit(scene))
+        outcome = state["outcomes"][0] if state["outcomes"] else None
+        self.answers.value = _png(_answers(outcome)) if outcome else b""
 
-    fact.observe(lambda change: on("fact", fact=change["new"]), names="value")
-    least.observe(lambda change: on("show", least_share=change["new"]), names="value")
-    ablate.on_click(lambda _: on("ablate", node=node.value))
-    swap.on_click(lambda _: on("swap", concept=concept.value))
-    undo.on_click(lambda _: on("undo"))
-    draw()
-    controls = [widgets.HBox([fact, least]), widgets.HBox([node, ablate]), widgets.HBox([concept, swap, undo])]
-    return widgets.VBox([*controls, message, widgets.HBox([shown, answers])])
+    def _connect(self) -> None:
+        for control in (self.search, self.verdict, self.score):
+            control.observe(lambda _: self._offer_facts(), names="value")
+        self.fact.observe(lambda change: self._do("fact", fact=change["new"]), names="value")
+        for name in ("least_share", "top", "group"):
+            getattr(self, name).observe(
+                lambda change, name=name: self._do("show", **{name: change["new"]}), names="value"
+            )
+        self.part.observe(lambda change: self._do("select", what=change["new"]), names="value")
+        self.ablate.on_click(lambda _: self._do("ablate", part=self._part()))
+        self.patch.on_click(lambda _: self._do("patch", part=self._part(), cue=self.cue.value))
+        self.swap.on_click(lambda _: self._do("swap", concept=self.concept.value))
+        self.undo.on_click(lambda _: self._do("undo"))
+        self.clear.on_click(lambda _: self._do("clear"))
+
+    def _do(self, action: str, **arguments: Any) -> None:
+        if not self._updating:
+            self.session.do({"do": action, **arguments})
+            self.refresh()
+
+    def _part(self) -> str:
+        """The selection by the name that interventions know it under."""
+        return self.session.detail.get("part", "")
+
+    def _offer_facts(self) -> None:
+        """List the facts that the search finds, and the one shown whether it does or not."""
+        words, shown = self.search.value.lower(), self.session.view.fact
+        found = [
+            fact
+            for fact in self._facts
+            if fact["fact_id"] == shown
+            or (
+                self.verdict.value in ("any", fact["verdict"])
+                and (fact["score"] or 0) >= self.score.value
+                and words in f"{fact['cue']} {fact['answer']} {fact.get('concept') or ''}".lower()
+            )
+        ]
+        before, self._updating = self._updating, True
+        labels = [(f"{f['cue']} → {f['answer']} ({f['verdict']})", f["fact_id"]) for f in found]
+        self.fact.options = labels or [(shown, shown)]
+        self.fact.value = shown
+        self._updating = before
 
 
-def _nodes(state: dict[str, Any]) -> list[str]:
-    nodes = sorted(state["scenes"][0]["nodes"], key=lambda node: -abs(node["value"]))
-    return [node["id"] for node in nodes if not node["id"].startswith("logits")]
+def _in_words(detail: dict[str, Any]) -> str:
+    if not detail:
+        return "select a node or a path"
+    said = [f"{detail['title']}: {detail['value']:+.2f} logits, {detail['share']:.1%} of the effect"]
+    if detail.get("concepts"):
+        said.append("reads as " + ", ".join(f"{c['phrase']} ({c['ratio']:.1f})" for c in detail["concepts"][:3]))
+    if detail.get("attention"):
+        strongest = sorted(detail["attention"], key=lambda row: -row["weight"])[:3]
+        said.append("attends to " + ", ".join(f"{row['token']} ({row['weight']:.0%})" for row in strongest))
+    return "; ".join(said)
 
 
-def _circuit(scene: dict[str, Any]) -> Any:
+def _circuit(scene: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     from mnemo.plot import OPPOSES, SUPPORTS
 
-    figure = Figure(figsize=(scene["width"] / 90, scene["height"] / 90), layout="constrained")
+    figure = Figure(figsize=(max(5, scene["width"] / 90), scene["height"] / 90 + 0.6), layout="constrained")
     ax = figure.subplots()
     at = {node["id"]: (node["x"], -node["y"]) for node in scene["nodes"]}
     for edge in scene["edges"]:
@@ -73,35 +152,46 @@ def _circuit(scene: dict[str, Any]) -> Any:
         colour = SUPPORTS if node["value"] >= 0 else OPPOSES
         marker = "s" if node["id"].startswith("MLP") else "o"
         ax.scatter(*at[node["id"]], s=4 * node["r"] ** 2, color=colour, marker=marker, zorder=2)
-    ax.set_xticks([token["x"] for token in scene["tokens"]], [token["text"] for token in scene["tokens"]])
-    ax.set_yticks([-layer["y"] for layer in scene["layers"]], [layer["text"] for layer in scene["layers"]])
-    ax.set_title(f"{scene['title']} ({scene['total']:+.2f} logits)", fontsize=10)
-    ax.set_xlabel("prompt token (size: share of the effect; dashed: opposes)")
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+        ax.annotate(node["label"], at[node["id"]], (0, -11), textcoords="offset points", ha="center", fontsize=6)
+    if scene["waypoint"]:
+        x, y, text = scene["waypoint"]["x"], -scene["waypoint"]["y"], scene["waypoint"]["text"]
+        box = {"boxstyle": "round", "facecolor": "#00735a", "edgecolor": "none"}
+        ax.text(x, y, _plain(text), color="white", bbox=box, ha="center", va="center", fontsize=8, zorder=3)
+    ax.set_xticks([t["x"] for t in scene["tokens"]], [_plain(t["text"]) for t in scene["tokens"]])
+    ax.set_yticks([-(b["y"] + b["height"] / 2) for b in scene["bands"]], [b["text"] for b in scene["bands"]])
+    ax.set_title(_plain(f"{scene['title']} ({scene['total']:+.2f} logits)"), fontsize=10)
+    ax.set_xlabel("prompt token (circle: head, square: MLP, size: share of the effect; dashed: opposes)", fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _answers(outcome: dict[str, Any]) -> Any:
+def _answers(outcome: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     from mnemo.plot import CONTROL, EFFECT, SUFFICIENT
 
-    figure = Figure(figsize=(4, 0.8 + 0.4 * len(outcome["answers"])), layout="constrained")
+    figure = Figure(figsize=(4, 1.6 + 0.4 * len(outcome["answers"])), layout="constrained")
     ax = figure.subplots()
     rows = (("before", SUFFICIENT, ".."), ("after", EFFECT, None), ("control", CONTROL, "//"))
     for k, (name, colour, hatch) in enumerate(rows):
         places = [i + 0.27 * (k - 1) for i in range(len(outcome["answers"]))]
         ax.barh(places, outcome[name], 0.25, label=name, color=colour, hatch=hatch, edgecolor="white")
-    ax.set_yticks(range(len(outcome["answers"])), outcome["answers"])
+    ax.set_yticks(range(len(outcome["answers"])), [_plain(answer) for answer in outcome["answers"]])
     ax.invert_yaxis()
     ax.set_xlim(0, 1)
     ax.set_xlabel("probability (control: random directions)")
-    ax.legend(fontsize=8, frameon=False)
+    predicted = f", predicted {outcome['predicted']}" if outcome["predicted"] else ""
+    ax.set_title(_plain(f"says {outcome['says']}{predicted}"), fontsize=10)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 
-def _png(figure: Any) -> bytes:
+def _plain(text: str) -> str:
+    """Text as matplotlib shows it, which would take what stands between dollars for a formula."""
+    return text.replace("$", r"\$")
+
+
+def _png(figure: Figure) -> bytes:
     from io import BytesIO
 
     buffer = BytesIO()

@@ -1,11 +1,10 @@
 """What can be done to a component or a concept, and what the model answers then, beside a control.
 
-The control of every intervention is a random direction of the same norm at the same place.
+The control of every intervention are random directions of the same norm at the same place.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,22 +16,27 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from mnemo.errors import MnemoError
-from mnemo.graph import Component, components, stream_hook
-from mnemo.interventions import like
-from mnemo.patching import Hook, Patch, Site, next_logprobs, read_stream
+from mnemo.explorer.places import Chain, Change, Place
+from mnemo.explorer.routes import along
+from mnemo.graph import stream_hook
+from mnemo.interventions import ConceptTable, ask_concepts, like
+from mnemo.patching import Hook, read_stream_at_span
 from mnemo.prompts import Prompt, render
 from mnemo.study_concepts import StudyConcepts, study_concepts
+from mnemo.tokens import shown
 
 if TYPE_CHECKING:
-    from mnemo.model import Model
+    from mnemo.contrasts import Contrast
     from mnemo.study import Study
 
 OTHERS = 64  # facts that an ablated component's mean is taken over
+DRAWS = 16  # random directions that a control is the mean over
 SHOWN = 5  # answers of each distribution
-_NODE = re.compile(r"(?:(?P<embed>embed)|MLP(?P<mlp>\d{1,4})|L(?P<layer>\d{1,4})(?:H(?P<head>\d{1,4}))?)@(?P<at>-\d+)")
+MOST_SHOWN = 8  # of the three together
+NEGLIGIBLE = 0.005  # an answer that is less likely in all three is not shown
 
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
-NodeName = Annotated[str, Field(max_length=60)]
+Part = Annotated[str, Field(min_length=1, max_length=2000)]  # a node, an edge or a path: see mnemo.explorer.places
 
 
 class _Act(BaseModel):
@@ -40,26 +44,29 @@ class _Act(BaseModel):
 
 
 class Ablate(_Act):
-    """Set a component at a position to its mean over the study's other facts."""
+    """Set a component at a position to its mean over the study's other facts.
+
+    Of an edge or a path: what its first component writes is changed so for the components of the chain alone.
+    """
 
     kind: Literal["ablate"] = "ablate"
-    node: NodeName
+    part: Part
 
     @property
     def text(self) -> str:
-        return f"ablate {self.node}"
+        return f"ablate {_arrows(self.part)}"
 
 
 class PatchFrom(_Act):
-    """Set a component at a position to what it is in another fact's prompt."""
+    """Set a component at a position to what it is in another fact's prompt; of a chain, as `Ablate` does."""
 
     kind: Literal["patch"] = "patch"
-    node: NodeName
+    part: Part
     cue: Text
 
     @property
     def text(self) -> str:
-        return f"patch {self.node} from {self.cue}"
+        return f"patch {_arrows(self.part)} from {self.cue}"
 
 
 class SwapConcept(_Act):
@@ -73,6 +80,10 @@ class SwapConcept(_Act):
         return f"swap the concept for {self.concept}"
 
 
+def _arrows(part: str) -> str:
+    return part.replace(">", " → ")
+
+
 Intervention = Annotated[Ablate | PatchFrom | SwapConcept, Field(discriminator="kind")]
 
 
@@ -81,10 +92,12 @@ class Outcome:
     """What the model answers before and after some interventions, and under their control.
 
     Attributes:
-        answers: the answers that any of the three prefers, the fact's own first.
-        before, after, control: their probabilities.
+        answers: the answers that any of the three prefers, the likeliest before first.
+        before, after, control: their probabilities; the control's are means over `DRAWS` random directions.
         predicted: the answer that a concept swap should give, said beforehand; None without one.
-        says: the first choice after the interventions.
+        said: the first choice before the interventions.
+        says: the first choice after them.
+        control_moved: share of the random directions under which the first choice is another one than before.
     """
 
     answers: tuple[str, ...]
@@ -92,51 +105,9 @@ class Outcome:
     after: tuple[float, ...]
     control: tuple[float, ...]
     predicted: str | None
+    said: str
     says: str
-
-
-@dataclass(frozen=True)
-class _Change:
-    """A value at a hook and a position: set, or added where `add` says so."""
-
-    hook: str
-    position: int
-    heads: slice | None
-    value: Tensor
-    add: bool = False
-
-
-@dataclass(frozen=True)
-class Place:
-    """A component at a position, taken apart from its name (``L2H1@-2``, ``MLP3@-1``, ``L2@-2`` for all heads)."""
-
-    component: Component
-    head: int | None
-    position: int
-
-    @classmethod
-    def named(cls, node: str, model: Model) -> Place:
-        """Find a component.
-
-        Raises:
-            MnemoError: no such name, or none that writes.
-        """
-        match = _NODE.fullmatch(node)
-        layer = int(match["mlp"] or match["layer"] or 0) if match else 0
-        head = int(match["head"]) if match and match["head"] else None
-        if match is None or layer >= model.n_layers or (head or 0) >= model.n_heads:
-            raise MnemoError(
-                f"no component {node!r}: give one that writes, such as MLP0@-2, L{model.n_layers - 1}H0@-1 or embed@-2"
-            )
-        kind = "embed" if match["embed"] else "mlp" if match["mlp"] else "heads"
-        found = next(part for part in components(model) if part.kind == kind and part.layer == layer)
-        return cls(found, head, int(match["at"]))
-
-    @property
-    def heads(self) -> slice | None:
-        if self.component.kind != "heads":
-            return None
-        return slice(None) if self.head is None else slice(self.head, self.head + 1)
+    control_moved: float
 
 
 class Bench:
@@ -144,7 +115,8 @@ class Bench:
 
     def __init__(self, study: Study, *, seed: int = 0) -> None:
         self.study, self.model, self.seed = study, study.model, seed
-        self._typed: dict[str, StudyConcepts] = {}
+        self._typed: dict[str, ConceptTable] = {}
+        self._others: dict[int, list[tuple[str, Prompt]]] = {}
 
     @cached_property
     def concepts(self) -> StudyConcepts:
@@ -158,142 +130,114 @@ class Bench:
             MnemoError: an intervention that cannot be made, and why.
         """
         prompt = self.study.prompt(fact_id)
-        changes = [self._change(fact_id, prompt, act) for act in acts]
-        before = self._said(prompt, [])
-        after = self._said(prompt, changes)
-        control = self._said(prompt, self._random(prompt, changes))
-        top = [int(i) for said in (before, after, control) for i in said.topk(min(SHOWN, len(said))).indices]
-        tops = list(dict.fromkeys(top))[: 2 * SHOWN]
-        says = self.model.tokens.pieces([int(after.argmax())])[0].strip()
+        changes = [self.change(fact_id, prompt, act) for act in acts]
+        before = self.said(prompt, [])[0]
+        after = self.said(prompt, changes)[0]
+        controls = self.said(prompt, self.controls(prompt, changes), copies=DRAWS)
+        control = controls.exp().mean(0).log()
+        tops = self._likely((before, after, control))
+        pieces = self.model.tokens.pieces([*tops, int(before.argmax()), int(after.argmax())])
+        *answers, said, says = (piece.strip() or repr(piece) for piece in pieces)
 
         def probabilities(said: Tensor) -> tuple[float, ...]:
             return tuple(said[tops].exp().tolist())
 
         return Outcome(
-            tuple(piece.strip() or repr(piece) for piece in self.model.tokens.pieces(tops)),
-            probabilities(before),
-            probabilities(after),
-            probabilities(control),
-            self._predicted(acts),
-            says,
+            answers=tuple(answers),
+            before=probabilities(before),
+            after=probabilities(after),
+            control=probabilities(control),
+            predicted=self._predicted(acts),
+            said=said,
+            says=says,
+            control_moved=float((controls.argmax(-1) != before.argmax()).float().mean()),
         )
 
-    def attention(self, fact_id: str, node: str) -> list[float]:
-        """Return how a head at its position attends to each token of the prompt; weights add up to 1."""
-        place = Place.named(node, self.model)
-        kept = self._values([self.study.prompt(fact_id)], [f"blocks.{place.component.layer}.attn.hook_pattern"])
-        (pattern,) = kept.values()
-        weights = pattern[0, place.heads or slice(None), place.position]
-        return weights.mean(0).tolist()
+    def change(self, fact_id: str, prompt: Prompt, act: Intervention) -> Change:
+        """Return what an intervention puts where.
 
-    def reads_as(self, fact_id: str, node: str) -> list[dict[str, Any]]:
-        """Return the tokens that the stream would bring, had the model ended after this node's block (logit lens).
-
-        (nostalgebraist 2020; early layers are often illegible to it, which says nothing about their use.)
+        Raises:
+            MnemoError: it cannot be made, and why.
         """
-        place = Place.named(node, self.model)
-        after = 0 if place.component.kind == "embed" else place.component.layer + 1
-        prompt = self.study.prompt(fact_id)
-        state = read_stream(self.model, [prompt], [place.position])[:, after, 0]
-        ((_, said),) = next_logprobs(self.model, [prompt], patch=Patch(Site(self.model.n_layers, -1), state))
-        best = said[0].topk(min(SHOWN, said.shape[1]))
-        pieces = self.model.tokens.pieces(best.indices.tolist())
-        return [
-            {"token": t.strip() or repr(t), "p": p} for t, p in zip(pieces, best.values.exp().tolist(), strict=True)
-        ]
-
-    def _change(self, fact_id: str, prompt: Prompt, act: Intervention) -> _Change:
         if isinstance(act, SwapConcept):
-            step = self._known(act.concept).swap(fact_id, act.concept)
             site = self.concepts.vectors.site
-            return _Change(stream_hook(self.model, site.layer), site.position, None, step, add=True)
-        place = Place.named(act.node, self.model)
-        if -place.position > len(prompt):
-            raise MnemoError(
-                f"{act.node}: the prompt has {len(prompt)} tokens, so -{len(prompt)} is its first position"
-            )
+            step = self._swap(fact_id, act.concept)
+            return Change(stream_hook(self.model, site.layer), site.position, None, step, add=True)
+        chain = Chain.named(act.part, self.model, prompt)
         if isinstance(act, PatchFrom):
             other = render(self.study.task.recall, act.cue, self.model.tokens)
             if len(other) != len(prompt):
                 raise MnemoError(
-                    f"the prompt of {act.cue!r} has {len(other)} tokens and this one {len(prompt)}: choose a cue of as "
-                    "many tokens"
+                    f"the prompt of {shown(act.cue)} has {len(other)} tokens and this one {len(prompt)}: choose a cue "
+                    "of as many tokens"
                 )
-            value = self._component([other], place)[0]
+            others = [other]
         else:
-            value = self._component(self._others(fact_id, len(prompt)), place).mean(0)
-        return _Change(place.component.hook, place.position, place.heads, value)
+            others = self.others(fact_id, len(prompt))
+        if chain.rest or chain.to_logits:
+            return along(self.model, self._contrast(fact_id), chain, others)
+        place = chain.first
+        value = self.component(others, place).mean(0)
+        return Change(place.component.hook, place.position, place.heads, value)
 
-    def _others(self, fact_id: str, length: int) -> list[Prompt]:
-        facts = self.study.table[self.study.table["recalled"] & (self.study.table["fact_id"] != fact_id)]
+    def controls(self, prompt: Prompt, changes: Sequence[Change]) -> list[Change]:
+        """Return each change with `DRAWS` random directions of its norm in its stead."""
+        draw = torch.Generator().manual_seed(self.seed)
+        hooks = [change.hook for change in changes if not change.add]
+        clean = self.values([prompt], hooks) if hooks else {}
         found = []
-        for cue in facts["cue"]:
-            prompt = render(self.study.task.recall, cue, self.model.tokens)
-            if len(prompt) == length:
-                found.append(prompt)
-            if len(found) == OTHERS:
-                break
+        for change in changes:
+            start = torch.zeros_like(change.value)
+            if not change.add:
+                start = at(clean[change.hook], change.position, change.heads, self.model.n_heads)[0]
+            step = change.value - start
+            moved = like(step.reshape(1, -1).expand(DRAWS, -1), draw).reshape(DRAWS, *step.shape)
+            found.append(Change(change.hook, change.position, change.heads, start + moved, change.add))
+        return found
+
+    def said(self, prompt: Prompt, changes: Sequence[Change], *, copies: int = 1) -> Float[Tensor, "copy vocabulary"]:
+        """Return log-probabilities of the next token under some changes, in as many copies of the prompt."""
+
+        def put(value: Tensor, hook: Any, *, change: Change) -> Tensor:
+            value = value.clone()
+            here = at(value, change.position, change.heads, self.model.n_heads)  # a view
+            moved = change.value.to(here)
+            here.copy_(here + moved if change.add else moved.expand_as(here))
+            return value
+
+        hooks: list[Hook] = [(change.hook, partial(put, change=change)) for change in changes]
+        tokens = torch.tensor([prompt.tokens] * copies, device=self.model.device)
+        with torch.no_grad():
+            logits = self.model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
+        return logits[:, -1].float().log_softmax(-1).cpu()
+
+    def others(self, fact_id: str, length: int) -> list[Prompt]:
+        """Return the prompts of up to `OTHERS` other recalled facts with as many tokens.
+
+        Raises:
+            MnemoError: there is none.
+        """
+        if length not in self._others:
+            facts = self.study.table[self.study.table["recalled"]]
+            prompts = (
+                (row.fact_id, render(self.study.task.recall, row.cue, self.model.tokens)) for row in facts.itertuples()
+            )
+            alike = ((str(name), prompt) for name, prompt in prompts if len(prompt) == length)
+            self._others[length] = [found for found, _ in zip(alike, range(OTHERS + 1), strict=False)]
+        found = [prompt for name, prompt in self._others[length] if name != fact_id][:OTHERS]
         if not found:
             raise MnemoError(
                 "no other recalled fact has a prompt of as many tokens, so there is no mean to ablate with"
             )
         return found
 
-    def _known(self, phrase: str) -> StudyConcepts:
-        """The concepts of the study, with a typed one among them."""
-        if phrase in self.concepts.table.phrases:
-            return self.concepts
-        if phrase not in self._typed:
-            self._typed[phrase] = study_concepts(self.study, also=[phrase])
-        return self._typed[phrase]
+    def component(self, prompts: Sequence[Prompt], place: Place) -> Tensor:
+        """Return what a component writes in some prompts of one length."""
+        (value,) = self.values(prompts, [place.component.hook]).values()
+        return at(value, place.position, place.heads, self.model.n_heads)
 
-    def _predicted(self, acts: Sequence[Intervention]) -> str | None:
-        swaps = [act.concept for act in acts if isinstance(act, SwapConcept)]
-        if not swaps:
-            return None
-        known = self._known(swaps[-1])
-        return self.model.tokens.decode([int(known.table.answers[known.find(swaps[-1])])]).strip()
-
-    def _random(self, prompt: Prompt, changes: Sequence[_Change]) -> list[_Change]:
-        """Each change with a random direction of its norm in its stead."""
-        draw = torch.Generator().manual_seed(self.seed)
-        hooks = [change.hook for change in changes if not change.add]
-        clean = self._values([prompt], hooks) if hooks else {}
-        found = []
-        for change in changes:
-            start = torch.zeros_like(change.value)
-            if not change.add:
-                start = _at(clean[change.hook], change.position, change.heads, self.model.n_heads)[0]
-            step = change.value - start
-            moved = like(step.reshape(1, -1), draw).reshape(step.shape)
-            found.append(_Change(change.hook, change.position, change.heads, start + moved, change.add))
-        return found
-
-    def _said(self, prompt: Prompt, changes: Sequence[_Change]) -> Float[Tensor, " vocabulary"]:
-        """Log-probabilities of the next token under some changes."""
-        if not changes:
-            ((_, said),) = next_logprobs(self.model, [prompt])
-            return said[0]
-
-        def put(value: Tensor, hook: Any, *, change: _Change) -> Tensor:
-            value = value.clone()
-            here = _at(value, change.position, change.heads, self.model.n_heads)  # a view
-            moved = change.value.to(here)
-            here.copy_(here + moved if change.add else moved.expand_as(here))
-            return value
-
-        hooks: list[Hook] = [(change.hook, partial(put, change=change)) for change in changes]
-        tokens = torch.tensor([prompt.tokens], device=self.model.device)
-        with torch.no_grad():
-            logits = self.model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
-        return logits[0, -1].float().log_softmax(-1).cpu()
-
-    def _component(self, prompts: Sequence[Prompt], place: Place) -> Tensor:
-        """What a component writes in some prompts of one length."""
-        (value,) = self._values(prompts, [place.component.hook]).values()
-        return _at(value, place.position, place.heads, self.model.n_heads)
-
-    def _values(self, prompts: Sequence[Prompt], hooks: Sequence[str]) -> dict[str, Tensor]:
+    def values(self, prompts: Sequence[Prompt], hooks: Sequence[str]) -> dict[str, Tensor]:
+        """Return the values at some hooks in prompts of one length."""
         kept: dict[str, Tensor] = {}
 
         def keep(value: Tensor, hook: Any, *, name: str) -> None:
@@ -305,9 +249,54 @@ class Bench:
             self.model.bridge.run_with_hooks(tokens, fwd_hooks=keeping)
         return kept
 
+    def _likely(self, said: Sequence[Float[Tensor, " vocabulary"]]) -> list[int]:
+        """The tokens worth showing: the likeliest of each distribution, unless all three have them negligible."""
+        tops = [int(i) for one in said for i in one.topk(min(SHOWN, len(one))).indices]
+        most = torch.stack(list(said)).max(0).values.exp()
+        return [i for i in dict.fromkeys(tops) if most[i] >= NEGLIGIBLE][:MOST_SHOWN]
 
-def _at(value: Tensor, position: int, heads: slice | None, n_heads: int) -> Tensor:
-    """The part of a hook's value that an intervention is about, as a view: [batch, (head,) d]."""
+    def _contrast(self, fact_id: str) -> Contrast:
+        if fact_id not in self.study.contrasts:
+            raise MnemoError(f"the fact {fact_id!r} has no contrast of equal length, so it has no edges to change")
+        return self.study.contrasts[fact_id]
+
+    def _swap(self, fact_id: str, phrase: str) -> Float[Tensor, " d"]:
+        """What takes the state at the waypoint from the fact's own concept to another, of the study's or not.
+
+        One that is not has no cues, so both ends come from concept prompts, as in `ConceptVectors.between`.
+        """
+        known = self.concepts
+        if phrase in known.table.phrases:
+            return known.swap(fact_id, phrase)
+        own = int(known.concepts[known.rows[fact_id]]) if fact_id in known.rows else -1
+        if own < 0:
+            raise MnemoError(f"no concept was read for fact {fact_id!r}, so there is none to swap")
+        ends = (self._typed_concept(phrase).prompts[0], known.table.prompts[own])
+        other, mine = read_stream_at_span(self.model, ends, layer=known.vectors.site.layer)
+        return other - mine
+
+    def _typed_concept(self, phrase: str) -> ConceptTable:
+        """A concept that is not the study's, and the answer that the model gives for it."""
+        if phrase not in self._typed:
+            table = ask_concepts(self.model, self.study.task.concept_recall or "", [phrase])
+            if not len(table):
+                raise MnemoError(
+                    f"the concept {shown(phrase)} cannot be asked about: the tokenizer of this model cannot spell it"
+                )
+            self._typed[phrase] = table
+        return self._typed[phrase]
+
+    def _predicted(self, acts: Sequence[Intervention]) -> str | None:
+        swaps = [act.concept for act in acts if isinstance(act, SwapConcept)]
+        if not swaps:
+            return None
+        known = self.concepts.table
+        table = known if swaps[-1] in known.phrases else self._typed_concept(swaps[-1])
+        return self.model.tokens.decode([int(table.answers[table.phrases.index(swaps[-1])])]).strip()
+
+
+def at(value: Tensor, position: int, heads: slice | None, n_heads: int) -> Tensor:
+    """Return the part of a hook's value that an intervention is about, as a view: [batch, (head,) d]."""
     if heads is None:
         return value[:, position]
     split = value.unflatten(-1, (n_heads, -1)) if value.dim() == 3 else value

@@ -21,29 +21,32 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <div id="explorer"></div>
-<script type="application/json" id="state">{state}</script>
+<script type="application/json" id="drawn">{drawn}</script>
 <script type="module">
 {js}
-const state = JSON.parse(document.getElementById("state").textContent);
-render({{ model: {{ get: () => state }}, el: document.getElementById("explorer") }});
+const drawn = JSON.parse(document.getElementById("drawn").textContent);
+render({{ model: {{ get: (name) => drawn[name] }}, el: document.getElementById("explorer") }});
 </script>
 </body>
 </html>
 """
 
 
-def page(state: dict[str, Any]) -> str:
-    """Return a page that shows a session's state.
+def page(state: dict[str, Any], scenes: list[dict[str, Any]], details: dict[str, dict[str, Any]]) -> str:
+    """Return a page that shows a session as it is.
 
     Args:
         state: as `Session.state` gives it.
+        scenes: the drawings.
+        details: what is known of their parts, by id; the page shows it when they are selected.
     """
     static = files("mnemo.explorer") / "static"
-    kept = {**state, "live": False, "facts": [], "concepts": [], "files": {}, "error": "", "said": ""}
-    data = json.dumps(kept, allow_nan=False).replace("<", "\\u003c")  # no text can end the script element
+    kept = {**state, "live": False, "files": {}, "error": "", "said": ""}
+    drawn = {"catalog": {"facts": [], "concepts": []}, "scenes": scenes, "state": kept, "details": details}
+    data = json.dumps(drawn, allow_nan=False).replace("<", "\\u003c")  # no text can end the script element
     return _PAGE.format(
-        title=html.escape(f"mnemo: {state['scenes'][0]['title']}"),
+        title=html.escape(f"mnemo: {scenes[0]['title']}"),
         css=(static / "explorer.css").read_text(encoding="utf-8"),
         js=(static / "explorer.js").read_text(encoding="utf-8"),
-        state=data,
+        drawn=data,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -48,14 +48,20 @@ class View(BaseModel):
 
 
 class SavedView(BaseModel):
-    """A view with the interventions that were active; `graph` is what was drawn, for other tools to read."""
+    """A view with the interventions that were active.
+
+    Attributes:
+        view: what is shown.
+        interventions: what was done, in this order.
+        graphs: what was drawn, one graph for each circuit, for other tools: `networkx.node_link_graph` reads them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["mnemo view 1"] = "mnemo view 1"
     view: View
     interventions: Annotated[tuple[Intervention, ...], Field(max_length=100)] = ()
-    graph: list[dict] = Field(default_factory=list)
+    graphs: Annotated[tuple[dict[str, Any], ...], Field(max_length=10)] = ()
 
     @classmethod
     def parse(cls, text: str) -> SavedView:
@@ -70,6 +76,17 @@ class SavedView(BaseModel):
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise InputError(f"not a saved view ({first_fault(error)}): save it again from the explorer") from None
+
+
+def drawn_graph(scene: dict[str, Any]) -> dict[str, Any]:
+    """Return what a scene draws as node-link data: nodes and edges with value (logits) and share (of the effect)."""
+    nodes = [{key: node[key] for key in ("id", "token", "value", "share")} for node in scene["nodes"]]
+    edges = [
+        {"source": edge["from"], "target": edge["to"], "value": edge["value"], "share": edge["share"]}
+        for edge in scene["edges"]
+    ]
+    about = {"fact": scene["fact"], "title": scene["title"], "total": scene["total"]}
+    return {"directed": True, "multigraph": False, "graph": about, "nodes": nodes, "edges": edges}
 
 
 def first_fault(error: ValidationError) -> str:
