@@ -91,7 +91,7 @@ def test_facts_with_the_same_answer_are_no_reference(model, reader, states):
 
 
 def test_cues_are_read_as_states_are_with_nothing_patched(model):
-    prompts = [render(TASK.verbalise, fact.cue, model.tokens) for fact in FACTS]
+    prompts = [render(str(TASK.verbalise), fact.cue, model.tokens) for fact in FACTS]
     for i, mine in enumerate(read_cues(model, TASK, FACTS)):
         best = mine[0]
         assert best.ratio == max(reading.ratio for reading in mine)
