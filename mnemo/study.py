@@ -31,6 +31,7 @@ from mnemo.editing import edit_test
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.files import replacing, write_text
+from mnemo.forwards import counted_forwards
 from mnemo.gate import Recalled, gate
 from mnemo.interventions import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors, run_trials
 from mnemo.invented import THROUGH_A_CONCEPT, mark_invented
@@ -216,8 +217,10 @@ def extract_in_parts(
     record = run_record(task, loaded, chosen, kind="extract", seed=seed, quick=quick, edit=edit)
     parts = Parts.begin(parts_in, record["inputs"], resume=resume)
     effort = QUICK if quick else Effort()
-    study = _Extraction(task, loaded, seed=seed, effort=effort, edit=edit, progress=progress).run(chosen, parts, record)
-    study = _with_top_paths(study, parts, most=effort.paths, progress=progress)
+    steps = _Extraction(task, loaded, seed=seed, effort=effort, edit=edit, progress=progress)
+    with counted_forwards(loaded) as forwards:  # (parts that an interrupted run left are not run again, nor counted)
+        study = _with_top_paths(steps.run(chosen, parts, record), parts, most=effort.paths, progress=progress)
+    study.record["forwards_per_fact"] = round(forwards.prompts / len(chosen), 1)
     study.table["invented"] = mark_invented(study.table)
     study.table["seconds"] = (time.perf_counter() - start) / len(chosen)
     return study, parts

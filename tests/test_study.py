@@ -15,6 +15,7 @@ from mnemo import plot
 from mnemo.editing import EditConfig
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import Fact, FactSet, Task
+from mnemo.forwards import counted_forwards
 from mnemo.model import load
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.folder import write_folder
@@ -75,6 +76,16 @@ def test_effects_stand_apart_from_their_controls(study, world):
     assert table["mediated_fraction"].mean()[["idle", "decoy"]].abs().max() < 0.02
     assert table["sufficiency"].mean()["idle"] > 0.9  # what fools sufficiency alone
     assert table["agreement"].mean()["idle"] > 0.9  # ... and behaviour
+
+
+def test_work_is_counted_by_prompts_and_quick_is_less(folder, study):
+    model = study.model
+    with counted_forwards(model) as forwards:
+        model.forward([[1, 2], [1, 2, 3], [4]])
+        model.forward([[1, 2]])
+    assert forwards.prompts == 4
+    quick = extract(folder, model=model, quick=True, progress=False)
+    assert 10 < quick.record["forwards_per_fact"] < study.record["forwards_per_fact"]
 
 
 def test_the_truth_is_never_opened(folder, study, tmp_path):
