@@ -2,7 +2,7 @@
 
     python benchmarks/verdicts.py --compiled                 # those written down by hand: minutes, nothing is trained
     python benchmarks/verdicts.py --only gpt2-0 llama-0      # these; what is not trained yet is trained first
-    python benchmarks/verdicts.py --workers 2                # the whole suite: 3 families x 4 seeds, variants, nulls
+    python benchmarks/verdicts.py --workers 2                # the whole suite: 3 families x 5 seeds, variants, nulls
     python benchmarks/verdicts.py --table                    # the tables alone, from what was judged so far
 
 An organism that is in `--organisms` already is not trained again, an unfinished one goes on from its checkpoint. A
@@ -40,7 +40,7 @@ from mnemo.organisms.world import World, WorldConfig, build_world
 from mnemo.scoring import NEGATIVES, RANKERS, benchmark, read_truth, score
 
 Role = Literal["development", "report"]
-FAMILIES, SEEDS = ("gpt2", "llama", "qwen2"), (0, 1, 2, 3)
+FAMILIES, SEEDS = ("gpt2", "llama", "qwen2"), (0, 1, 2, 3, 4)
 DEVELOPMENT = (0, 1, 2)  # seeds of trained organisms that were looked at while the method changed; the others report
 SECONDS = 120  # for all facts of the shipped organism's size
 
@@ -85,6 +85,11 @@ class Case:
     exact: float = 0.98
     false_positives: float = 0.05
     costly: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether mnemonic facts are planted, and nothing goes around their concept."""
+        return self.layer is not None and self.mediated == 1
 
 
 # ---- how organisms are made
@@ -286,17 +291,16 @@ def _verdict_table(cards: dict[str, dict[str, Any]]) -> str:
         planted = case.layer is not None and case.mediated > 0
         swap, mediated = card["swap"]["mnemonic"], card["mediated_fraction"]["mnemonic"]["value"]
         off = None if mediated is None or case.layer is None else abs(mediated - case.mediated)
-        full = planted and case.mediated == 1
         cells: list[tuple[dict[str, float | None], float | None, bool]] = [
-            *((card["auroc"][kind]["score"], case.auroc if full else None, True) for kind in NEGATIVES),
-            (card["balanced_accuracy"], 0.97 if full else None, True),
+            *((card["auroc"][kind]["score"], case.auroc if case.full else None, True) for kind in NEGATIVES),
+            (card["balanced_accuracy"], 0.97 if case.full else None, True),
             (card["concept_exact"], case.exact, True),
-            ({"value": float(card["waypoint_right"]) if planted else None}, 0.95 if full else None, True),
+            ({"value": float(card["waypoint_right"]) if planted else None}, 0.95 if case.full else None, True),
             *((card["false_positives"][kind], case.false_positives, False) for kind in NEGATIVES),
-            (swap["swap_success"], 0.90 if full else None, True),
+            (swap["swap_success"], 0.90 if case.full else None, True),
             (swap["swap_control"], 0.10, False),
             ({"value": off}, 0.1, False),
-            (card["calibration_error"], 0.05 if full else None, False),
+            (card["calibration_error"], 0.05 if case.full else None, False),
             ({"value": card["seconds"]}, SECONDS, False),
         ]
         lines.append([name, *(_cell(*cell) for cell in cells)])

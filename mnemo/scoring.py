@@ -153,6 +153,12 @@ def score(
     }
 
 
+def calibration_error(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Return the expected calibration error of probabilities against what is true (Naeini et al. 2015)."""
+    facts = _Resamples(np.ones((1, len(scores))))
+    return float(facts.calibration_error(scores, truth.astype(float), np.ones(len(scores), bool))[0])
+
+
 def invented(facts: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
     """Count the mnemonics that nobody planted among the free facts, as `count_invented` does."""
     return count_invented(facts[facts["kind"] == "free"], seed=seed)

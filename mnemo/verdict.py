@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
 from mnemo.interventions import Trials
@@ -19,6 +19,9 @@ Tier = Literal["mnemonic", "shared-intermediate", "rote", "unsure", "not-recalle
 # above the random directions; as untouched when fewer than a quarter do. Between the two nothing is claimed.
 MOVED, UNTOUCHED = 0.5, 0.25
 FALSE_DISCOVERIES = 0.05
+# P(mnemonic | strength) = expit(SLOPE * strength - OFFSET), fitted by benchmarks/calibration.py to organisms for
+# development alone (Platt 1999, "Probabilistic outputs for support vector machines").
+SLOPE, OFFSET = 20.0, 6.0
 
 
 def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
@@ -45,7 +48,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
         mediated_fraction: share of what another cue does to the logit difference between the fact's answer and the
             predicted one that swapping the concept alone does at this site: 1 where all goes through the concept, 0
             where nothing does, between for redundant routes. NaN where no other cue evokes a target.
-        score: the smaller of what swaps do (mean probability of the predicted answers, minus that under random
+        strength: the smaller of what swaps do (mean probability of the predicted answers, minus that under random
             directions) and of what the concept suffices for (sufficiency minus its control). Each alone is fooled by
             some kind of fact.
         p_value: Fisher's exact test, one-sided, of swaps against random directions giving the predicted answer.
@@ -93,7 +96,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
             "swap_without_answer": share(((bare == predicted) & (bare >= 0)).sum(1), (bare >= 0).sum(1)),
             "whole_swap": share(((whole == predicted) & (whole >= 0)).sum(1), (whole >= 0).sum(1)),
             "mediated_fraction": _mediated(trials),
-            "score": np.clip(np.fmin(swapped, sufficiency - given_away), 0, 1) * (n > 0),
+            "strength": np.clip(np.fmin(swapped, sufficiency - given_away), 0, 1) * (n > 0),
             "p_value": _fisher(hits.sum(1), n, random_hits.sum((1, 2)), n_random),
         }
     )
@@ -123,8 +126,14 @@ def _fisher(hits: np.ndarray, n: np.ndarray, control_hits: np.ndarray, n_control
     return stats.hypergeom.sf(hits - 1, n + n_control, hits + control_hits, n)
 
 
+def calibrated(strength: pd.Series) -> pd.Series:
+    """Return the probability that facts of this strength are mnemonic, as often as they are in organisms."""
+    return pd.Series(special.expit(SLOPE * strength.astype(float) - OFFSET), index=strength.index)
+
+
 def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
-    """Return the evidence with a `q_value` (Benjamini and Hochberg 1995, over all facts judged) and a `verdict`.
+    """Return the evidence with a `q_value` (Benjamini and Hochberg 1995, over all facts judged), a `score` (the
+    probability, by its strength, that a fact is recalled through its concept) and a `verdict`.
 
     mnemonic: swaps move the answer as predicted, the concept suffices for it, and vectors from the concept's own
     prompts move it too (the second hop is the one that the concept's prompt uses); shared-intermediate: all but
@@ -144,6 +153,7 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
             moves nothing may be one with a useless vector, and no fact is called rote.
     """
     judged = evidence.copy()
+    judged["score"] = calibrated(judged["strength"])
     known = judged["p_value"].notna()
     judged["q_value"] = np.nan
     if known.any():

@@ -44,7 +44,7 @@ class Waypoint:
         site: where.
         candidates: a row for each site tried: `layer`, `position`, `share` (of metric(clean) - metric(corrupt) lost
             when the whole state is set to its corrupt value), `swap`, `control`, `leakage`, `sufficiency`, `score`;
-            `decided`, 1 where every fact's score is 0 or 1 and 0 where all are 0.5; `legible`, the probability per
+            `decided`, 1 where every fact's strength is 0 or 1 and 0 where all are 0.5; `legible`, the probability per
             token of the evoked concept read from the state (NaN without a reader).
         states: the residual stream of every fact at the site.
     """
@@ -171,7 +171,7 @@ def find_waypoint(
             )
             evidence = weigh(trials, torch.ones(len(rows)))
             moved[site] = torch.full((len(prompts),), torch.nan)
-            moved[site][rows] = torch.tensor(evidence["score"].to_numpy() > MOVED).float()
+            moved[site][rows] = torch.tensor(evidence["strength"].to_numpy() > MOVED).float()
             phrases = [table.phrases[c] for c in evoked.tolist()]
             row |= {
                 "swap": evidence["swap_success"].mean(),
@@ -179,8 +179,8 @@ def find_waypoint(
                 "leakage": evidence["leakage"].mean(),
                 "sufficiency": evidence["sufficiency"].mean(),
                 # A state that holds the answer itself is no waypoint, however well a swap of it works.
-                "score": (evidence["score"] * (1 - evidence["leakage"].fillna(0))).mean(),
-                "decided": 1 - (4 * evidence["score"] * (1 - evidence["score"])).mean(),
+                "score": (evidence["strength"] * (1 - evidence["leakage"].fillna(0))).mean(),
+                "decided": 1 - (4 * evidence["strength"] * (1 - evidence["strength"])).mean(),
                 "legible": _legible(reader, phrases, states[rows], layer=site.layer),
             }
         found.append(row)

@@ -44,7 +44,7 @@ def test_half_of_every_pair_is_for_development():
     assert set(roles[roles.index.str.contains("-1$|-1-no")]) == {"report"}
     trained = [case for case in verdicts.SUITE.values() if case.name in
                {f"{family}-{seed}" for family in verdicts.FAMILIES for seed in verdicts.SEEDS}]  # fmt: skip
-    assert len(trained) == 12 and sum(case.role == "report" for case in trained) == 3
+    assert len(trained) == 15 and sum(case.role == "report" for case in trained) == 6
 
 
 def test_shuffled_answers_leave_no_mnemonic_fact(tmp_path):

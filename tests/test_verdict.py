@@ -77,9 +77,9 @@ def test_the_interval_of_swaps_is_the_exact_binomial_one(hits):
 
 
 @given(hits=st.integers(0, 8), sufficient=st.floats(0, 1, width=32))
-def test_score_is_the_smaller_of_swap_and_sufficiency_beyond_its_control(hits, sufficient):
+def test_strength_is_the_smaller_of_swap_and_sufficiency_beyond_its_control(hits, sufficient):
     expected = min(hits / 8, max(sufficient - 0.125, 0))
-    assert evidence(hits=hits, sufficient=sufficient)["score"][0] == pytest.approx(expected, abs=1e-6)
+    assert evidence(hits=hits, sufficient=sufficient)["strength"][0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_swap_that_works_straight_through_the_unembedding_is_leakage():
@@ -106,7 +106,7 @@ def test_targets_that_do_not_exist_count_neither_as_hits_nor_as_trials():
     assert (row["swap_success"], row["swap_control"], row["random_flips"]) == (1, 0, 0)
 
 
-def test_a_fact_without_any_target_has_no_p_value_and_no_score():
+def test_a_fact_without_any_target_has_no_p_value_and_no_strength():
     none = trials(hits=0)
     none = dataclasses.replace(
         none,
@@ -117,7 +117,7 @@ def test_a_fact_without_any_target_has_no_p_value_and_no_score():
     )  # fmt: skip
     row = weigh(none, torch.tensor([1.0])).iloc[0]
     assert np.isnan(row["swap_success"]) and np.isnan(row["p_value"])
-    assert row["score"] == 0
+    assert row["strength"] == 0
 
 
 @pytest.mark.parametrize(
@@ -168,3 +168,13 @@ def test_q_values_are_benjamini_hochberg_over_the_facts_that_have_a_p_value():
     p = table["p_value"][:2].to_numpy()
     np.testing.assert_allclose(judged["q_value"][:2], [min(2 * p[0], p[1]), p[1]])
     assert np.isnan(judged["q_value"][2])
+
+
+def test_the_score_is_a_probability_that_grows_with_the_strength():
+    """Between the fitted ends it is the logistic curve, so its logit is linear in the strength."""
+    strengths = np.linspace(0, 1, 11)
+    rows = pd.concat([evidence(hits=8)] * 11, ignore_index=True).assign(strength=strengths)
+    scores = judge(rows)["score"].to_numpy()
+    logits = np.log(scores / (1 - scores))
+    assert np.allclose(np.diff(logits, n=2), 0, atol=1e-6) and (np.diff(scores) > 0).all()
+    assert scores[0] < 0.05 and scores[-1] > 0.95
