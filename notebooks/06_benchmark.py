@@ -47,9 +47,8 @@ from mnemo.scoring import read_truth, with_truth
 
 # %%
 phrases = (mnemo.data_path("acronyms") / "concepts.txt").read_text(encoding="utf-8").split("\n")
-world = build_world(
-    WorldConfig(seed=1, concepts=14, cues_per_concept=4, decoys=8, idles=8, rotes=12, frees=0), phrases[:60]
-)
+config = WorldConfig(seed=1, concepts=8, cues_per_concept=4, decoys=4, idles=4, rotes=6, frees=0)
+world = build_world(config, phrases[:60])
 
 
 def compiled(mediated):
@@ -72,8 +71,8 @@ pd.DataFrame(metrics["verdicts"]).T.fillna(0).astype(int)
 folder = mnemo.data_path("organism")
 task = mnemo.Task.read(folder)
 truth = read_truth(folder / "truth.csv", task.load_facts())
-planted = truth[truth["kind"] == "mnemonic"].groupby("concept").head(3)
-negatives = truth[truth["kind"].isin(["idle", "decoy", "rote"])].groupby("kind").head(30)
+planted = truth[truth["kind"] == "mnemonic"].groupby("concept").head(2)
+negatives = truth[truth["kind"].isin(["idle", "decoy", "rote"])].groupby("kind").head(20)
 part = task.load_facts().subset([*planted["fact_id"], *negatives["fact_id"]])
 trained, trained_metrics = mnemo.benchmark(task, facts=part, quick=True)
 
