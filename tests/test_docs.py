@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -59,3 +61,16 @@ def test_notebooks_are_listed_where_one_starts():
     text = (DOCS / "getting_started.md").read_text(encoding="utf-8")
     missing = [file.stem for file in (ROOT / "notebooks").glob("*.ipynb") if f"`{file.stem}`" not in text]
     assert not missing, f"name {missing} in docs/getting_started.md"
+
+
+def test_an_entry_for_several_names_is_shown_for_each_of_them():
+    spec = importlib.util.spec_from_file_location("shared_names", DOCS / "extensions" / "shared_names.py")
+    assert spec is not None and spec.loader is not None
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    text = "What.\n\nArgs:\n    a, b: the first line\n        and the second.\n    c: more, or: less.\n"
+    thing = SimpleNamespace(docstring=SimpleNamespace(value=text))
+    extension.SharedNames().on_object(obj=thing)
+    assert thing.docstring.value == (
+        "What.\n\nArgs:\n    a: the first line\n        and the second.\n    b: see `a`.\n    c: more, or: less.\n"
+    )
