@@ -70,7 +70,7 @@ study.waypoint.candidates.round(3)
 
 # %%
 fact_id = study.table.loc[study.table["cue"] == "VA==", "fact_id"].item()
-plot.stream_map(study, fact_id)
+ax = plot.stream_map(study, fact_id)
 
 # %% [markdown]
 # What was read from the state there? Open vocabulary, several words, ranked against the states of other facts.
@@ -89,7 +89,7 @@ facts = study.table.merge(truth[["fact_id", "kind"]], on="fact_id")
 example = pd.concat(
     [facts[facts["cue"] == "VA=="]] + [facts[facts["kind"] == k].head(1) for k in ("decoy", "idle", "rote")]
 )
-plot.evidence_bars(example, [f"{r.cue} → {r.answer} ({r.kind})" for r in example.itertuples()])
+ax = plot.evidence_bars(example, [f"{r.cue} → {r.answer} ({r.kind})" for r in example.itertuples()])
 
 # %% [markdown]
 # And the verdicts over all kinds. *free* facts were taught as plain pairs, nothing planted: those that come out as

@@ -54,7 +54,7 @@ print(f"{trace.metric_clean:.2f} - {trace.metric_corrupt:.2f} = {trace.total:.2f
 trace.path_table().head(8).round(3)
 
 # %%
-plot.path_map(trace)
+ax = plot.path_map(trace)
 
 # %% [markdown]
 # ## Conservation

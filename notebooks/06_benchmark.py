@@ -104,7 +104,7 @@ for ax, name, found in zip(axes, ("compiled", "trained"), (metrics, trained_metr
 
 # %%
 facts = with_truth(trained.table, truth)
-plot.verdict_overview(facts, kinds=list(facts["kind"]))
+ax = plot.verdict_overview(facts, kinds=list(facts["kind"]))
 
 # %%
 for kind, rate in trained_metrics["false_positives"].items():
