@@ -83,11 +83,11 @@ def at_divergence(curve: pd.DataFrame, targets: Sequence[float]) -> pd.DataFrame
     """Read a sweep where its divergence first reaches each target, linearly between the doses on either side.
 
     Args:
-        curve: as `sweep` gives it, with a dose of 0 or near it.
+        curve: as `sweep` gives it, with a dose of 0.
         targets: nats per token.
 
     Returns:
-        the columns of `curve`, a row for each target, NaN where no dose gets so far.
+        the columns of `curve`, a row for each target, NaN where no dose gets so far or the first is there already.
 
     Raises:
         MnemoError: the curve is empty or has doses of both signs, which have no single order.
@@ -100,15 +100,11 @@ def at_divergence(curve: pd.DataFrame, targets: Sequence[float]) -> pd.DataFrame
     rows = []
     for target in targets:
         reached = np.flatnonzero(divergence >= target)
-        row = dict.fromkeys(columns, math.nan)
-        if len(reached) and (after := reached[0]) == 0:
-            row |= curve.iloc[0][columns].to_dict() if divergence[0] == target else {}
-        elif len(reached):
-            low, high = divergence[after - 1], divergence[after]
-            share = (target - low) / (high - low)
-            left, right = curve.iloc[after - 1][columns], curve.iloc[after][columns]
-            row |= (left + share * (right - left)).to_dict()
-        rows.append({**row, "divergence": target})
+        row = {"divergence": target, **dict.fromkeys(columns, math.nan)}
+        if len(reached) and reached[0] > 0:
+            sides = [reached[0] - 1, reached[0]]
+            row |= {c: float(np.interp(target, divergence[sides], curve[c].to_numpy(float)[sides])) for c in columns}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
