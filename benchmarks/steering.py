@@ -305,7 +305,8 @@ def draw(curves: pd.DataFrame, facts: pd.DataFrame, file: Path) -> None:
     for kind in KINDS:
         facts_by_kind(facts, kind, "toward", label="log-odds gained (nats)", ax=axes[kind])
         axes[kind].set_xlabel("dose")
-        axes[kind].set_ylim(-4, 40)
+        axes[kind].set_ylim(-4, 60)
+    axes["mnemonic"].legend(loc="upper left", frameon=False, fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
 
