@@ -153,12 +153,12 @@ def done_all(out: Path, runs: int) -> bool:
     return len(list((out / RUNS).glob("*/manifest.json"))) == runs
 
 
-def _start(file: Path, out: Path) -> subprocess.Popen[bytes]:
+def _start(file: Path, out: Path) -> subprocess.Popen[Any]:
     command = [sys.executable, "-m", "mnemo", "sweep", str(file), "--out", str(out), "--workers", "2"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def _busy_worker(process: subprocess.Popen[bytes], draw: random.Random) -> int | None:
+def _busy_worker(process: subprocess.Popen[Any], draw: random.Random) -> int | None:
     """The process of a worker that has been alive for some seconds, or None."""
     try:
         children = psutil.Process(process.pid).children(recursive=True)
@@ -209,7 +209,7 @@ def scheduler(out: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _cluster(workers: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def _cluster(workers: int) -> Iterator[tuple[str, subprocess.Popen[Any]]]:
     """A scheduler and workers as processes of their own; yields its address and the scheduler."""
     port = random.randint(20_000, 30_000)
     address = f"tcp://127.0.0.1:{port}"
@@ -256,9 +256,11 @@ def throughput(out: Path, *, runs: int) -> dict[str, Any]:
     found["loop"] = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
     for workers in (1, 2):
-        with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster:
+        with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made:
+            cluster: Any = made
             with Client(cluster, set_as_default=False) as client:
-                pids = list(client.run(os.getpid).values())
+                asked: Any = client.run(os.getpid)
+            pids = [int(pid) for pid in asked.values()]
             into = place / str(workers)
             run_sweep(warm, out=into / "warm", address=cluster.scheduler_address, progress=False)
             before = _cpu(pids)

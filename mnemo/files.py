@@ -57,6 +57,18 @@ def is_draft(path: Path) -> bool:
     return _DRAFT.fullmatch(path.name) is not None
 
 
+def remove_drafts(path: Path) -> None:
+    """Remove what writers of `path` that were killed left half-written; nobody may be writing it now."""
+    if not path.parent.is_dir():
+        return
+    for draft in path.parent.iterdir():
+        if is_draft(draft) and draft.name.startswith(f".{path.name}."):
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits.
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from mnemo.cluster import Run, Sweep, plan_runs
-from mnemo.cluster.dispatch import clean, run_sweep
+from mnemo.cluster.dispatch import run_sweep
 from mnemo.cluster.manifest import read_manifest
 from mnemo.cluster.work import RUNS, WORK, is_done, perform
 from mnemo.errors import MnemoError
@@ -272,14 +272,3 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(root, tmp_path):
     assert process.returncode == 0, error
     assert "2 of 2 runs to do, 36 facts, 1 models, on the Dask cluster at tcp://host:8786" in " ".join(said.split())
     assert not (tmp_path / "out").exists()
-
-
-def test_only_what_a_killed_writer_left_is_taken_away(tmp_path):
-    (tmp_path / RUNS).mkdir()
-    mine = [tmp_path / RUNS / "mine.txt", tmp_path / ".notes.tmp", tmp_path / RUNS / ".old.tmp"]
-    left = [tmp_path / f".runs.csv.{'0' * 32}.tmp", tmp_path / RUNS / f".study-seed0.{'a' * 32}.tmp"]
-    for file in (*mine, left[0], left[1] / "verdicts.csv"):
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("x")
-    clean(tmp_path)
-    assert all(file.exists() for file in mine) and not any(file.exists() for file in left)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mnemo.errors import InputError
-from mnemo.files import replacing, write_text
+from mnemo.files import remove_drafts, replacing, write_text
 
 
 def test_a_failed_write_leaves_what_was_there_and_no_trace(tmp_path):
@@ -42,3 +42,14 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
         write_text(tmp_path / "folder", "y")
     assert (tmp_path / "folder" / "kept").exists()
     assert [f.name for f in tmp_path.iterdir()] == ["folder"]
+
+
+def test_only_what_killed_writers_of_a_path_left_is_removed(tmp_path):
+    mine = [tmp_path / name for name in ("runs.csv", ".notes.tmp", ".runs.csv.old.tmp", f".other.csv.{'0' * 32}.tmp")]
+    left = [tmp_path / f".runs.csv.{'0' * 32}.tmp", tmp_path / f".runs.csv.{'a' * 32}.tmp" / "part"]
+    for file in (*mine, *left):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    remove_drafts(tmp_path / "runs.csv")
+    remove_drafts(tmp_path / "nowhere" / "runs.csv")
+    assert sorted(tmp_path.iterdir()) == sorted(mine)

@@ -6,24 +6,26 @@ import json
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
 from mnemo.cluster.plan import Run, Sweep, plan_runs
-from mnemo.cluster.results import write_results
-from mnemo.cluster.work import RUNS, WORK, Outcome, perform
+from mnemo.cluster.results import TABLE, VERDICTS, write_results
+from mnemo.cluster.work import WORK, Outcome, perform
 from mnemo.errors import MnemoError
-from mnemo.files import is_draft, write_text
+from mnemo.files import remove_drafts, write_text
 from mnemo.records import command, count_parts, package_versions
 from mnemo.tokens import shown
 
 if TYPE_CHECKING:
     import pandas as pd
-    from distributed import Client
+    from distributed import Client, Future
 
 POLL = 1.0  # seconds between two looks at what is finished
 DEATHS = 3  # workers that a run may cost without one more part of it getting done: after that it is given up
@@ -69,14 +71,16 @@ def run_sweep(
     sweep = sweep if isinstance(sweep, Sweep) else Sweep.read(sweep)
     runs = plan_runs(sweep, root=Path(root) if root is not None else None)
     out, tell = Path(out).absolute(), say or (lambda _: None)
-    clean(out)
+    for name in ("sweep.json", VERDICTS, TABLE):
+        remove_drafts(out / name)
     asked = {"kind": "sweep", "command": command(), "versions": package_versions(), "sweep": sweep.model_dump()}
     asked |= {"runs": {run.name: run.about() for run in runs}}
     write_text(out / "sweep.json", json.dumps(asked, indent=1) + "\n")
     with _client(address, workers=workers) as client:
         if client.dashboard_link:
             tell(f"dashboard: {client.dashboard_link}")
-        outcomes = list(_outcomes(client, runs, out, threads=threads, progress=progress, tell=tell))
+        with _Bar(runs, out, shown=progress) as bar:
+            outcomes = list(_outcomes(_Handed(client, runs, out, threads=threads), bar, tell))
     table = write_results(runs, outcomes, out)
     if not any(outcome.error for outcome in outcomes):
         shutil.rmtree(out / WORK, ignore_errors=True)
@@ -127,66 +131,79 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _outcomes(
-    client: Client,
-    runs: Sequence[Run],
-    out: Path,
-    *,
-    threads: int | None,
-    progress: bool,
-    tell: Callable[[str], None],
-) -> Iterator[Outcome]:
-    """Yield the outcome of each run as it comes; those of one model are handed out together, in the order of `runs`."""
-    from concurrent.futures import CancelledError
-
-    from distributed.scheduler import KilledWorker
-
-    def submit(k: int, attempt: int) -> Any:
-        key = (f"mnemo-{out.name}", k, attempt)
-        return client.submit(perform, runs[k], str(out), threads, key=key, priority=-k, pure=False)
-
-    waiting = {k: submit(k, 0) for k in range(len(runs))}
-    parts_seen = {k: -1 for k in waiting}
-    attempts = dict.fromkeys(waiting, 0)
+def _outcomes(handed: _Handed, bar: _Bar, tell: Callable[[str], None]) -> Iterator[Outcome]:
+    """Yield the outcome of each run as it comes back."""
     try:
-        with _Bar(runs, out, shown=progress) as bar:
-            while waiting:
-                ready = [k for k, future in waiting.items() if future.done()]
-                for k in ready:
-                    future, run = waiting.pop(k), runs[k]
-                    try:
-                        outcome = future.result()
-                    except (CancelledError, TimeoutError, OSError) as error:
-                        raise MnemoError(
-                            f"the scheduler was lost ({error}): what is finished is kept in {out}; start the same "
-                            "sweep again to go on"
-                        ) from None
-                    except KilledWorker:
-                        parts = _parts(out, run)
-                        if parts > parts_seen[k]:
-                            parts_seen[k], attempts[k] = parts, attempts[k] + 1
-                            waiting[k] = submit(k, attempts[k])
-                            continue
-                        outcome = _failed(run, f"{DEATHS + 1} workers died of it without getting on: out of memory?")
-                    except Exception as error:  # a fault of mnemo or of a library, in one run: the others go on
-                        outcome = _failed(run, f"{type(error).__name__}: {error}")
-                    if outcome.error:
-                        tell(f"{run.name}: {outcome.error}")
-                    bar.finished(run)
-                    yield outcome
-                bar.look(runs[k] for k in waiting)
-                if waiting and not ready:
-                    time.sleep(POLL / 4)
+        while handed.running:
+            for run, outcome in handed.back():
+                if outcome.error:
+                    tell(f"{run.name}: {outcome.error}")
+                bar.finished(run)
+                yield outcome
+            bar.look(handed.running)
+            time.sleep(POLL / 4 if handed.running else 0)
     finally:
-        client.cancel(list(waiting.values()), force=True)
+        handed.take_back()
 
 
-def _failed(run: Run, why: str) -> Outcome:
-    return Outcome(run.name, " ".join(why.split()), kept=False, loaded=False, seconds=0.0, process=0)
+class _Handed:
+    """Runs that were handed to a cluster, those of one model together and in the order of `runs`."""
 
+    def __init__(self, client: Client, runs: Sequence[Run], out: Path, *, threads: int | None) -> None:
+        self._client, self._runs, self._out, self._threads = client, runs, out, threads
+        self._sweep = f"mnemo-{uuid.uuid4().hex}"  # others may be on the same cluster
+        self._attempts, self._parts = [0] * len(runs), [-1] * len(runs)
+        self._futures = {k: self._hand_out(k) for k in range(len(runs))}
 
-def _parts(out: Path, run: Run) -> int:
-    return sum(count_parts(out / WORK / run.name, stage) for stage in ("trials", "paths"))
+    @property
+    def running(self) -> list[Run]:
+        """The runs that are not back yet."""
+        return [self._runs[k] for k in self._futures]
+
+    def back(self) -> Iterator[tuple[Run, Outcome]]:
+        """Yield the runs that came back since, each with its outcome.
+
+        Raises:
+            MnemoError: the scheduler was lost.
+        """
+        for k in [k for k, future in self._futures.items() if future.done()]:
+            outcome = self._outcome(k, self._futures.pop(k))
+            if outcome is not None:
+                yield self._runs[k], outcome
+
+    def take_back(self) -> None:
+        """Cancel what is not back yet."""
+        self._client.cancel(list(self._futures.values()), force=True)
+
+    def _hand_out(self, k: int) -> Future:
+        key = (self._sweep, k, self._attempts[k])
+        where = str(self._out)
+        return self._client.submit(perform, self._runs[k], where, self._threads, key=key, priority=-k, pure=False)
+
+    def _outcome(self, k: int, future: Future) -> Outcome | None:
+        """How a run ended; None if it is handed out once more."""
+        from distributed.scheduler import KilledWorker
+
+        try:
+            return future.result()
+        except CancelledError as error:
+            raise MnemoError(
+                f"the scheduler was lost ({error}): what is finished is kept in {self._out}; start the same sweep "
+                "again to go on"
+            ) from None
+        except KilledWorker:
+            work = self._out / WORK / self._runs[k].name
+            parts = sum(count_parts(work, stage) for stage in ("trials", "paths"))
+            if parts <= self._parts[k]:
+                return self._failed(k, f"{DEATHS + 1} workers died of it without getting on: out of memory?")
+            self._parts[k], self._attempts[k] = parts, self._attempts[k] + 1
+            self._futures[k] = self._hand_out(k)
+            return None
+        except Exception as error:  # a fault of mnemo or of a library, in one run: the others go on
+            return self._failed(k, f"{type(error).__name__}: {error}")
+
+    def _failed(self, k: int, why: str) -> Outcome:
+        return Outcome(self._runs[k].name, " ".join(why.split()), kept=False, loaded=False, seconds=0.0, process=0)
 
 
 class _Bar:
@@ -206,7 +223,7 @@ class _Bar:
         self._done += run.facts
         self._looked = 0.0  # the next look shows it
 
-    def look(self, running: Any) -> None:
+    def look(self, running: Sequence[Run]) -> None:
         """Count what runs have done so far, if the last look is long enough ago."""
         if self._bar.disable or time.monotonic() - self._looked < POLL:
             return
@@ -216,18 +233,3 @@ class _Bar:
         half = [min(run.facts, FACTS_PER_CHUNK * count_parts(self._out / WORK / run.name, "trials")) for run in running]
         self._bar.n = self._done + sum(half)
         self._bar.refresh()
-
-
-def clean(out: Path) -> None:
-    """Remove what writers that were killed left half-written."""
-    for folder in (out, out / RUNS):
-        for path in folder.glob(".*.tmp"):
-            if is_draft(path):
-                _remove(path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

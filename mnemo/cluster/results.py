@@ -16,6 +16,7 @@ from mnemo.files import replacing
 from mnemo.study import COLUMNS
 from mnemo.tables import write_csv
 
+VERDICTS, TABLE = "verdicts.parquet", "runs.csv"
 _TEXT = ("fact_id", "cue", "answer", "predicted", "verdict", "concept", "top_path", "invented")
 _KINDS = {name: pa.string() for name in _TEXT} | {"recalled": pa.bool_(), "layer": pa.int64(), "position": pa.int64()}
 _RUN = {"run": pa.string(), "task": pa.string(), "model": pa.string(), "checkpoint": pa.string(), "seed": pa.int64()}
@@ -30,16 +31,16 @@ def write_results(runs: Sequence[Run], outcomes: Sequence[Outcome], out: Path) -
     """
     ended = {outcome.name: outcome for outcome in outcomes}
     done = [run for run in runs if ended[run.name].error is None]
-    with replacing(out / "verdicts.parquet") as draft, pq.ParquetWriter(draft, SCHEMA) as writer:
+    with replacing(out / VERDICTS) as draft, pq.ParquetWriter(draft, SCHEMA) as writer:
         for run in done:
             writer.write_table(_verdicts(run, out))
     table = pd.DataFrame([{**run.about(), **asdict(ended[run.name])} for run in runs]).drop(columns=["model_files"])
-    write_csv(table, out / "runs.csv")
+    write_csv(table, out / TABLE)
     return table
 
 
 def _verdicts(run: Run, out: Path) -> pa.Table:
-    table = pq.read_table(out / RUNS / run.name / "verdicts.parquet")
+    table = pq.read_table(out / RUNS / run.name / VERDICTS)
     about = {"run": run.name, "task": run.task, "model": run.model, "checkpoint": run.checkpoint, "seed": run.seed}
     columns = [pa.array([about[name]] * table.num_rows, SCHEMA.field(name).type) for name in _RUN]
     columns += [table.column(name).cast(SCHEMA.field(name).type) for name in SCHEMA.names[len(_RUN) :]]

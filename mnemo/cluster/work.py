@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from mnemo.cluster.manifest import read_manifest, write_manifest
 from mnemo.cluster.plan import Run
 from mnemo.errors import InputError, MnemoError
-from mnemo.files import replacing
+from mnemo.files import remove_drafts, replacing
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -108,6 +108,7 @@ def _extract(run: Run, out: Path, threads: int | None) -> bool:
         seed=run.seed,
         progress=False,
     )
+    remove_drafts(out / RUNS / run.name)
     with replacing(out / RUNS / run.name) as draft:
         study.write(draft, report=run.report)
         write_manifest(draft, signature=run.signature, run=run.about())

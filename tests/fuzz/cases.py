@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import HealthCheck
 from hypothesis import strategies as st
+
+UNCHECKED = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 
 _SPECIAL = (
     *("\0", "\r", "\n", "\t", "\ufeff", "\u202e", "\x1b[2J", "\U0001d518", "\\ud800"),

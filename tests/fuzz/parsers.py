@@ -89,7 +89,7 @@ def _sweep(data: bytes) -> None:
 
 def _trace(data: bytes) -> None:
     trace = Trace.read(_file("graph.json", data))
-    trace.by("layer"), trace.path_table(), trace.nodes, trace.edges, trace.graph(), repr(trace)
+    _ = trace.by("layer"), trace.path_table(), trace.nodes, trace.edges, trace.graph(), repr(trace)
     make_scene(trace, View(fact=trace.fact_id))
 
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SECONDS, MEGABYTES = 10, 4096
@@ -78,8 +79,9 @@ class _Count:
 
 
 def _atheris(name: str, cases: int, seed: int) -> None:
-    import atheris
+    import atheris as untyped
 
+    atheris: Any = untyped
     with atheris.instrument_imports(include=["mnemo"]):
         from tests.fuzz.parsers import PARSERS, refuses_well
     parser, count = PARSERS[name], _Count()
@@ -102,7 +104,7 @@ def _hypothesis(name: str, cases: int, seed: int) -> None:
     import hypothesis
     from hypothesis import strategies as st
 
-    from tests.fuzz.cases import documents, texts_near
+    from tests.fuzz.cases import UNCHECKED, documents, texts_near
     from tests.fuzz.parsers import PARSERS, refuses_well
 
     parser, count = PARSERS[name], _Count()
@@ -112,9 +114,7 @@ def _hypothesis(name: str, cases: int, seed: int) -> None:
         near = st.one_of(near, changed, changed)
 
     @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=cases, deadline=SECONDS * 1000, database=None, suppress_health_check=list(hypothesis.HealthCheck)
-    )
+    @hypothesis.settings(max_examples=cases, deadline=SECONDS * 1000, database=None, suppress_health_check=UNCHECKED)
     @hypothesis.given(near)
     def check(data: bytes) -> None:
         count.add(refuses_well(parser, data))
