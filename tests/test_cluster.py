@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import pandas as pd
 import psutil
 import pytest
 
+import mnemo.study
 from mnemo.cluster import Run, Sweep, plan_runs
 from mnemo.cluster.dispatch import run_sweep
 from mnemo.cluster.manifest import read_manifest
@@ -27,6 +30,7 @@ from mnemo.errors import MnemoError
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
+from mnemo.records import count_parts
 from mnemo.study import extract
 from tests.lexicon import PHRASES
 
@@ -93,8 +97,6 @@ def test_a_hub_model_is_named_with_its_revision_and_not_looked_for(root):
 
 @pytest.mark.parametrize("change", ["facts", "model", "seed", "quick"])
 def test_whatever_decides_the_result_changes_the_signature(root, tmp_path, change):
-    import shutil
-
     shutil.copytree(root, tmp_path / "copy")
     sweep = _sweep(tmp_path / "copy", seeds=(0,))
     (before,) = plan_runs(sweep)
@@ -194,6 +196,36 @@ def test_what_a_run_cannot_do_is_told_and_does_not_raise(root, tmp_path):
     assert run.model == "organism"
 
 
+@pytest.mark.filterwarnings(
+    "ignore:This process:DeprecationWarning"
+)  # its other threads rest
+def test_twenty_kills_at_random_moments_lose_nothing_and_double_nothing(root, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(mnemo.study, "FACTS_PER_CHUNK", 4)
+    (run,) = plan_runs(_sweep(root, seeds=(0,)))
+    out, draw = tmp_path / "out", random.Random(0)
+    start = time.monotonic()
+    perform(run, str(tmp_path / "whole"), None)
+    whole = time.monotonic() - start
+    kills = parts_found = 0
+    while kills < 20:
+        child = os.fork()
+        if child == 0:
+            perform(run, str(out), None)
+            os._exit(0)
+        time.sleep(draw.uniform(0, whole))
+        parts_found += count_parts(out / WORK / run.name, "trials") > 0
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        if is_done(run, out):  # too quick for the killer
+            pd.testing.assert_frame_equal(_verdicts(run, out), undisturbed[0], check_exact=True)
+            shutil.rmtree(out)
+    assert parts_found  # some were killed with parts finished
+    assert perform(run, str(out), None).error is None
+    pd.testing.assert_frame_equal(_verdicts(run, out), undisturbed[0], check_exact=True)
+    assert sorted(path.name for path in (out / RUNS).iterdir()) == [run.name]  # no half-written folder beside it
+    assert read_manifest(out / RUNS / run.name) is not None and not (out / WORK / run.name).exists()
+
+
 # ---- all runs, with what may happen to them
 
 
@@ -202,10 +234,12 @@ def _mnemo(*arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def _until(condition: Callable[[], Any], *, process: subprocess.Popen[str], seconds: float = 120) -> Any:
+def _until(condition: Callable[[], Any], *, process: subprocess.Popen[str], seconds: float = 600) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end and process.poll() is None, process.communicate(timeout=5)
+        if time.monotonic() > end or process.poll() is not None:
+            process.kill()
+            pytest.fail(f"waited in vain: {process.communicate()}")
         time.sleep(0.05)
     return found
 
@@ -232,7 +266,7 @@ def test_killed_workers_a_killed_scheduler_and_an_interrupt_cost_nothing_that_wa
     left = _workers(started)
     started.kill()  # the client, and the scheduler in it
     started.communicate()
-    psutil.wait_procs(left, timeout=60)  # workers go with their scheduler
+    psutil.wait_procs(left, timeout=300)  # workers go with their scheduler
     assert not [worker for worker in left if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
     kept = finished()
     assert kept
@@ -240,7 +274,7 @@ def test_killed_workers_a_killed_scheduler_and_an_interrupt_cost_nothing_that_wa
     again = _mnemo("sweep", file, "--out", out, "--workers", "1")
     _until(lambda: list((out / WORK).glob("*.lock")), process=again)
     os.killpg(again.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
-    said = again.communicate(timeout=90)[1]
+    said = again.communicate(timeout=600)[1]
     assert again.returncode == 130 and said.strip().splitlines()[-1].startswith("mnemo: interrupted"), said
     assert "Traceback" not in said
 

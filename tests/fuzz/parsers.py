@@ -84,7 +84,8 @@ def _lexicon(data: bytes) -> None:
 
 
 def _sweep(data: bytes) -> None:
-    plan_runs(Sweep.read(_file("sweep.toml", data)))
+    sweep = Sweep.read(_file("sweep.toml", data))
+    refuses_well(Parser(lambda _: plan_runs(sweep), ()), b"")
 
 
 def _trace(data: bytes) -> None:
