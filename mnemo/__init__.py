@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mnemo.errors import InputError, MnemoError
     from mnemo.explorer import explore
     from mnemo.facts import Fact, FactSet, Task
+    from mnemo.messages import read_messages
     from mnemo.model import Model, load
     from mnemo.scoring import benchmark
     from mnemo.study import Study, extract
@@ -24,7 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Contrast", "Fact", "FactSet", "InputError", "MnemoError", "Model", "Study", "Task", "Trace", "attribute_edges",
     "attribute_nodes", "benchmark", "data_path", "dose_curves", "exact_edges", "explore", "extract", "load",
-    "make_contrasts", "top_edges", "trace", "verify",
+    "make_contrasts", "read_messages", "top_edges", "trace", "verify",
 ]  # fmt: skip
 
 # torch and transformers take seconds to import: a name is imported when it is first used.
@@ -33,7 +34,7 @@ _HOME = {
     "Contrast": "contrasts", "make_contrasts": "contrasts", "data_path": "datasets", "dose_curves": "doses",
     "exact_edges": "edge_patching", "explore": "explorer", "InputError": "errors", "MnemoError": "errors",
     "Fact": "facts", "FactSet": "facts", "Task": "facts", "Model": "model", "load": "model",
-    "Study": "study", "extract": "study", "Trace": "tracing", "trace": "tracing",
+    "read_messages": "messages", "Study": "study", "extract": "study", "Trace": "tracing", "trace": "tracing",
     "top_edges": "verification", "verify": "verification",
 }  # fmt: skip
 
