@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 RANDOM_PER_TARGET = 2  # random directions beside each swap
 RIVALS = 4  # other concepts with the same answer, at the most, that a fact is swapped to
+FEW = 32  # contexts of a concept of which the geometric median is taken, of more the mean
+MEDIAN_STEPS = 32
 WITNESSES = 4  # facts of other concepts swapped to each of those, to see whether that works at all
 
 
@@ -89,7 +91,8 @@ class ConceptVectors:
     Attributes:
         site: where.
         mean: grand mean of the facts' states.
-        sums, counts: per concept, the sum of the centred states of the contexts that evoke it, and their number.
+        vectors, counts: per concept, the middle of the centred states of the contexts that evoke it, and their number.
+        left_out: per fact, the same of its own concept without it (0 where it contributes to none or alone).
         from_prompts: per concept, the centred state of its own `concept_recall` prompt at the concept's last token:
             stands in where no context but the tested fact evokes the concept.
         contributes: concept that each fact's state is counted under, -1 for none.
@@ -98,18 +101,44 @@ class ConceptVectors:
 
     site: Site
     mean: Float[Tensor, " d"]
-    sums: Float[Tensor, "concept d"]
+    vectors: Float[Tensor, "concept d"]
+    left_out: Float[Tensor, "fact d"]
     counts: Int[Tensor, " concept"]
     from_prompts: Float[Tensor, "concept d"]
     contributes: Int[Tensor, " fact"]
     states: Float[Tensor, "fact d"]
 
+    @classmethod
+    def of(
+        cls,
+        states: Float[Tensor, "fact d"],
+        contributes: Int[Tensor, " fact"],
+        from_prompts: Float[Tensor, "concept d"],
+        *,
+        site: Site,
+    ) -> ConceptVectors:
+        """Make the vectors of states, given which concept each is a context of."""
+        mean = states.mean(0)
+        vectors, left_out = torch.zeros_like(from_prompts), torch.zeros_like(states)
+        counts = torch.bincount(contributes[contributes >= 0], minlength=len(from_prompts))
+        for concept in counts.nonzero()[:, 0].tolist():
+            rows = (contributes == concept).nonzero()[:, 0]
+            mine = states[rows] - mean
+            if len(rows) > FEW:
+                vectors[concept] = mine.mean(0)
+                left_out[rows] = (mine.sum(0) - mine) / (len(rows) - 1)
+                continue
+            vectors[concept] = geometric_median(mine[None])[0]
+            if len(rows) > 1:
+                others = ~torch.eye(len(rows), dtype=torch.bool)
+                left_out[rows] = geometric_median(torch.stack([mine[chosen] for chosen in others]))
+        return cls(site, mean, vectors, left_out, counts, from_prompts, contributes, states)
+
     def seen_by(self, facts: Int[Tensor, " row"], concepts: Int[Tensor, " row"]) -> Float[Tensor, "row d"]:
         """Return the vector of each concept with the state of the fact beside it left out."""
-        own = (self.contributes[facts] == concepts).long()
-        count = self.counts[concepts] - own
-        rest = self.sums[concepts] - own[:, None] * (self.states[facts] - self.mean)
-        return torch.where(count[:, None] > 0, rest / count.clamp(min=1)[:, None], self.from_prompts[concepts])
+        own = self.contributes[facts] == concepts
+        others = torch.where(own[:, None], self.left_out[facts], self.vectors[concepts])
+        return torch.where((self.counts[concepts] > own.long())[:, None], others, self.from_prompts[concepts])
 
     def first_context(self, concepts: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
         """Return the first fact that each concept's vector is made of, -1 where there is none."""
@@ -133,11 +162,10 @@ class ConceptVectors:
         that stands for the answer alone has nothing left.
         """
         vectors = self.seen_by(facts, concepts)
-        means = self.sums / self.counts.clamp(min=1)[:, None]
         peers = (answers[None] == answers[concepts][:, None]) & (self.counts > 0)
         peers[torch.arange(len(concepts)), concepts] = False
         # (The tested fact adds to its own concept alone: no peer of itself nor, with another answer, of a target.)
-        direction = normalize(peers.float() @ means, dim=-1)
+        direction = normalize(peers.float() @ self.vectors, dim=-1)
         along = (vectors * direction).sum(-1, keepdim=True)
         return vectors - along * direction, peers.any(1)
 
@@ -172,13 +200,22 @@ def concept_vectors(
         contributes: the concept that each fact is a context of, -1 for none.
         site: where the states were read.
     """
-    mean = states.mean(0)
-    counted = contributes >= 0
-    sums = torch.zeros(len(table), states.shape[1])
-    sums.index_add_(0, contributes[counted], states[counted] - mean)
-    counts = torch.bincount(contributes[counted], minlength=len(table))
     prompts = read_stream_at_span(model, table.prompts, layer=site.layer)
-    return ConceptVectors(site, mean, sums, counts, prompts - prompts.mean(0), contributes, states)
+    return ConceptVectors.of(states, contributes, prompts - prompts.mean(0), site=site)
+
+
+def geometric_median(points: Float[Tensor, "group point d"]) -> Float[Tensor, "group d"]:
+    """Return the point of each group with the smallest sum of distances to its points (Weiszfeld 1937).
+
+    A cue that evokes a concept may have a state unlike all others', for what else it does (an idle cue brings its
+    answer by itself). It would tip the mean of a few states, and hardly moves this.
+    """
+    middle = points.mean(1)
+    for _ in range(MEDIAN_STEPS):
+        distance = (points - middle[:, None]).norm(dim=-1, keepdim=True)
+        weight = 1 / distance.clamp(min=1e-6 * float(distance.max().clamp(min=1e-30)))
+        middle = (weight * points).sum(1) / weight.sum(1)
+    return middle
 
 
 @dataclass(frozen=True)

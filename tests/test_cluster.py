@@ -196,9 +196,7 @@ def test_what_a_run_cannot_do_is_told_and_does_not_raise(root, tmp_path):
     assert run.model == "organism"
 
 
-@pytest.mark.filterwarnings(
-    "ignore:This process:DeprecationWarning"
-)  # its other threads rest
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # its other threads rest
 def test_twenty_kills_at_random_moments_lose_nothing_and_double_nothing(root, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(mnemo.study, "FACTS_PER_CHUNK", 4)
     (run,) = plan_runs(_sweep(root, seeds=(0,)))

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mnemo.interventions import ConceptTable, ConceptVectors, agrees, choose_targets, like
+from mnemo.interventions import (
+    FEW,
+    ConceptTable,
+    ConceptVectors,
+    agrees,
+    choose_targets,
+    geometric_median,
+    like,
+)
 from mnemo.patching import Site
 
 
@@ -17,16 +25,38 @@ def table(answers) -> ConceptTable:
 def vectors() -> ConceptVectors:
     """Facts 0 and 1 evoke concept 0, fact 2 alone evokes concept 1, fact 3 none."""
     states = torch.tensor([[3.0, 0.0], [5.0, 0.0], [0.0, 8.0], [0.0, 0.0]])
-    mean = states.mean(0)  # [2, 2]
     contributes = torch.tensor([0, 0, 1, -1])
-    sums = torch.stack([(states[:2] - mean).sum(0), states[2] - mean])
     from_prompts = torch.tensor([[70.0, 0.0], [0.0, 70.0]])
-    return ConceptVectors(Site(1, -1), mean, sums, torch.tensor([2, 1]), from_prompts, contributes, states)
+    return ConceptVectors.of(states, contributes, from_prompts, site=Site(1, -1))  # their mean is [2, 2]
 
 
 def test_a_vector_leaves_the_tested_fact_out():
     seen = vectors().seen_by(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 0]))
     torch.testing.assert_close(seen, torch.tensor([[3.0, -2.0], [1.0, -2.0], [2.0, -2.0]]))
+
+
+def test_one_odd_context_of_a_few_hardly_moves_the_vector():
+    generator = torch.Generator().manual_seed(0)
+    true = torch.randn(8, generator=generator)
+    points = true + 0.1 * torch.randn(1, 6, 8, generator=generator)
+    odd = points.clone()
+    odd[0, 0] += 40
+    assert (odd.mean(1) - true).norm() > 15
+    assert (geometric_median(odd) - true).norm() < 0.3
+    # It is where the unit vectors to the points cancel (the gradient of the sum of distances).
+    there = geometric_median(points)[0]
+    assert torch.nn.functional.normalize(points[0] - there, dim=-1).sum(0).norm() < 1e-2
+    torch.testing.assert_close(geometric_median(points[:, :1]), points[:, 0])
+
+
+def test_of_many_contexts_the_mean_is_taken_without_the_tested_fact():
+    states = torch.randn(2 * FEW, 3, generator=torch.Generator().manual_seed(0))
+    contributes = torch.arange(2 * FEW) % 2
+    contributes[: FEW + 1] = 0  # more than FEW contexts of concept 0
+    v = ConceptVectors.of(states, contributes, torch.zeros(2, 3), site=Site(1, -1))
+    others = (contributes == 0) & (torch.arange(2 * FEW) != 3)
+    expected = (states[others] - states.mean(0)).mean(0)
+    torch.testing.assert_close(v.seen_by(torch.tensor([3]), torch.tensor([0]))[0], expected)
 
 
 def test_a_concept_with_no_other_cue_takes_the_vector_of_its_own_prompt():
@@ -87,21 +117,19 @@ def test_too_few_targets_are_filled_with_none():
 def test_the_stand_in_is_one_of_several_other_contexts():
     states = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     contributes = torch.tensor([0, 0, 0, 1])
-    v = ConceptVectors(Site(1, -1), torch.zeros(1), torch.tensor([[6.0], [4.0]]), torch.tensor([3, 1]),
-                       torch.zeros(2, 1), contributes, states)  # fmt: skip
+    v = ConceptVectors.of(states, contributes, torch.zeros(2, 1), site=Site(1, -1))
     found = v.other_context(torch.tensor([0, 1, 3, 3]), torch.tensor([0, 0, 1, 0]))
     assert found.tolist() == [1, 0, -1, 0]
 
 
 def test_the_answers_direction_is_what_other_concepts_with_it_have_in_common():
     """Concepts 0, 1 and 2 share an answer; 3 has one of its own. Fact 4 evokes none."""
-    sums = torch.tensor([[2.0, 5.0, 0.0], [4.0, 0.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 7.0]])
-    contributes = torch.tensor([0, 1, 2, 3, -1])
-    v = ConceptVectors(Site(1, -1), torch.zeros(3), sums, torch.ones(4, dtype=torch.long), torch.zeros(4, 3),
-                       contributes, torch.zeros(5, 3))  # fmt: skip
+    own = torch.tensor([[2.0, 5.0, 0.0], [4.0, 0.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 7.0]])
+    states = torch.cat([own, -own.sum(0, keepdim=True)])  # with a mean of 0
+    v = ConceptVectors.of(states, torch.tensor([0, 1, 2, 3, -1]), torch.zeros(4, 3), site=Site(1, -1))
     bare, known = v.without_answer(torch.full((3,), 4), torch.tensor([0, 1, 3]), torch.tensor([8, 8, 8, 9]))
     assert known.tolist() == [True, True, False]
     torch.testing.assert_close(bare[0], torch.tensor([0.0, 5.0, 0.0]))
     direction = torch.tensor([6.0, 5.0, 0.0]) / 61**0.5  # of concepts 0 and 2
-    torch.testing.assert_close(bare[1], sums[1] - (sums[1] @ direction) * direction)
-    torch.testing.assert_close(bare[2], sums[3])
+    torch.testing.assert_close(bare[1], own[1] - (own[1] @ direction) * direction)
+    torch.testing.assert_close(bare[2], own[3])
