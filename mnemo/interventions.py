@@ -239,7 +239,8 @@ class Trials:
         sufficient_control: the same with the vector of its first target: what the rest of the prompt gives away.
         ablated: probability of the fact's answer without the concept vector.
         ablated_control: the same without a random vector of that norm.
-        from_prompt_top: answers when the swap's vectors come from the concepts' own prompts.
+        from_prompt_top, from_prompt_probability: as for swaps, when the vectors come from the concepts' own prompts.
+        prompt_random_top, prompt_random_probability: under random directions of the norm of those.
         swap_effect: drop of logit(answer) - logit(predicted answer) under the swap.
         same_concept: probability of the fact's answer when what one other cue of the same concept has of it stands in
             for what all have: must change nothing. NaN without two other cues.
@@ -266,6 +267,9 @@ class Trials:
     ablated: Float[Tensor, " fact"]
     ablated_control: Float[Tensor, " fact"]
     from_prompt_top: Int[Tensor, "fact target"]
+    from_prompt_probability: Float[Tensor, "fact target"]
+    prompt_random_top: Int[Tensor, "fact target random"]
+    prompt_random_probability: Float[Tensor, "fact target random"]
     swap_effect: Float[Tensor, "fact target"]
     cue_effect: Float[Tensor, "fact target"]
     same_concept: Float[Tensor, " fact"]
@@ -338,11 +342,17 @@ def run_trials(
     other_cue = torch.full_like(clean, torch.nan)
     other_cue[donor >= 0] = _difference(asked(donor[donor >= 0], both[donor >= 0], None))
     prompt_step = vectors.from_prompts[target] - vectors.from_prompts[concepts[row]]
-    from_prompt_top, _ = table_of(*run(row, state[row] + prompt_step, table.answers[target]))
-    random = [
-        table_of(*run(row, state[row] + _as_long(draw.normal(row, step.shape[1]), step), table.answers[target]))
-        for _ in range(RANDOM_PER_TARGET)
-    ]
+    from_prompt_top, from_prompt_probability = table_of(*run(row, state[row] + prompt_step, table.answers[target]))
+
+    def random_like(steps: Tensor) -> tuple[Tensor, Tensor]:
+        found = [
+            table_of(*run(row, state[row] + _as_long(draw.normal(row, steps.shape[1]), steps), table.answers[target]))
+            for _ in range(RANDOM_PER_TARGET)
+        ]
+        return torch.stack([top for top, _ in found], -1), torch.stack([probability for _, probability in found], -1)
+
+    random_top, random_probability = random_like(step)
+    prompt_random_top, prompt_random_probability = random_like(prompt_step)
     direct_top = torch.full((n, n_targets), -1)
     if vectors.site.position == -1:
         final = read_stream(model, [prompts[i] for i in facts.tolist()], [-1])[:, -1, 0]
@@ -391,13 +401,16 @@ def run_trials(
         swap_top=swap_top,
         swap_probability=swap_probability,
         direct_top=direct_top,
-        random_top=torch.stack([top for top, _ in random], -1),
-        random_probability=torch.stack([probability for _, probability in random], -1),
+        random_top=random_top,
+        random_probability=random_probability,
         sufficient=run(everyone, vectors.mean + own, answers)[1],
         sufficient_control=sufficient_control,
         ablated=run(everyone, state - own, answers)[1],
         ablated_control=run(everyone, state - _as_long(draw.normal(everyone, own.shape[1]), own), answers)[1],
         from_prompt_top=from_prompt_top,
+        from_prompt_probability=from_prompt_probability,
+        prompt_random_top=prompt_random_top,
+        prompt_random_probability=prompt_random_probability,
         swap_effect=placed(clean - _difference(swapped), empty=torch.nan),
         cue_effect=placed(clean - other_cue, empty=torch.nan),
         same_concept=same_concept,

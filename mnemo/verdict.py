@@ -34,7 +34,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
             the state holds the answer rather than a concept. 0 away from the last position; NaN without a success.
         swap_control: share of random directions of the same norm that give it.
         random_flips: share of random directions that change the answer at all.
-        prompt_swap: as `swap_success`, with vectors from the concepts' own prompts.
+        prompt_swap, prompt_control: as `swap_success` and `swap_control`, with vectors from the concepts' own prompts.
         sufficiency: probability of the answer with the mean state plus the concept vector in place of the state.
         sufficiency_control: the same with another concept's vector.
         ablation_drop: probability lost when the concept vector is taken away.
@@ -49,19 +49,25 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
             predicted one that swapping the concept alone does at this site: 1 where all goes through the concept, 0
             where nothing does, between for redundant routes. NaN where no other cue evokes a target.
         strength: the smaller of what swaps do (mean probability of the predicted answers, minus that under random
-            directions) and of what the concept suffices for (sufficiency minus its control). Each alone is fooled by
-            some kind of fact.
-        p_value: Fisher's exact test, one-sided, of swaps against random directions giving the predicted answer.
+            directions; with the vectors, of cues or of prompts, that do more) and of what the concept suffices for
+            (sufficiency minus its control). Each alone is fooled by some kind of fact.
+        p_value: Fisher's exact test, one-sided, of swaps against random directions giving the predicted answer; of the
+            two sorts of vectors the smaller one, doubled (Bonferroni).
 
     Args:
         trials: the interventions.
         recall: probability of each fact's answer, untouched.
     """
     tried = trials.tried.numpy()
-    hits = ((trials.swap_top == trials.predicted) & trials.tried).numpy()
-    random_hits = ((trials.random_top == trials.predicted[..., None]) & trials.tried[..., None]).numpy()
+
+    def hit(top: Tensor) -> np.ndarray:
+        """Whether an answer is the one predicted beforehand; `top` may have several for each target."""
+        extra = (...,) + (None,) * (top.dim() - 2)
+        return ((top == trials.predicted[extra]) & trials.tried[extra]).numpy()
+
+    hits, random_hits = hit(trials.swap_top), hit(trials.random_top)
+    prompt_hits, prompt_random_hits = hit(trials.from_prompt_top), hit(trials.prompt_random_top)
     direct = (trials.direct_top == trials.predicted).numpy()
-    from_prompt = ((trials.from_prompt_top == trials.predicted) & trials.tried).numpy()
     n, n_random = tried.sum(1), tried.sum(1) * random_hits.shape[2]
 
     def share(count: np.ndarray, of: np.ndarray) -> np.ndarray:
@@ -75,7 +81,14 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
     low, high = _binomial_interval(hits.sum(1), n)
     bare, whole = trials.without_answer_top.numpy(), trials.whole_top.numpy()
     predicted = trials.predicted.numpy()
-    swapped = mean(trials.swap_probability) - mean(trials.random_probability)
+    swapped = np.fmax(
+        mean(trials.swap_probability) - mean(trials.random_probability),
+        mean(trials.from_prompt_probability) - mean(trials.prompt_random_probability),
+    )
+    p_values = [
+        _fisher(found.sum(1), n, control.sum((1, 2)), n_random)
+        for found, control in ((hits, random_hits), (prompt_hits, prompt_random_hits))
+    ]
     sufficiency, given_away = trials.sufficient.numpy(), trials.sufficient_control.numpy()
     random_tops = np.where(tried[..., None], trials.random_top.numpy(), -1)
     return pd.DataFrame(
@@ -86,7 +99,8 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
             "leakage": share((hits & direct).sum(1), hits.sum(1)),
             "swap_control": share(random_hits.sum((1, 2)), n_random),
             "random_flips": share(_flips(random_tops, trials).sum((1, 2)), n_random),
-            "prompt_swap": share(from_prompt.sum(1), n),
+            "prompt_swap": share(prompt_hits.sum(1), n),
+            "prompt_control": share(prompt_random_hits.sum((1, 2)), n_random),
             "sufficiency": sufficiency,
             "sufficiency_control": given_away,
             "ablation_drop": (recall - trials.ablated).numpy(),
@@ -97,7 +111,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
             "whole_swap": share(((whole == predicted) & (whole >= 0)).sum(1), (whole >= 0).sum(1)),
             "mediated_fraction": _mediated(trials),
             "strength": np.clip(np.fmin(swapped, sufficiency - given_away), 0, 1) * (n > 0),
-            "p_value": _fisher(hits.sum(1), n, random_hits.sum((1, 2)), n_random),
+            "p_value": np.minimum(1, 2 * np.fmin(*p_values)),
         }
     )
 
@@ -135,10 +149,11 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
     """Return the evidence with a `q_value` (Benjamini and Hochberg 1995, over all facts judged), a `score` (the
     probability, by its strength, that a fact is recalled through its concept) and a `verdict`.
 
-    mnemonic: swaps move the answer as predicted, the concept suffices for it, and vectors from the concept's own
-    prompts move it too (the second hop is the one that the concept's prompt uses); shared-intermediate: all but
-    the last. Where the concept was edited (`mnemo.editing.edit_test`), whether the fact follows decides that last
-    question instead: an edit tests the second hop itself.
+    mnemonic: swaps move the answer as predicted, with vectors from cues or from the concepts' own prompts, the concept
+    suffices for it, and vectors from prompts do move it (the second hop is the one that the concept's prompt uses);
+    shared-intermediate: all but the last. (Where most cues of a concept do other things beside evoking it, the vectors
+    of cues are useless, and those of prompts are not.) Where the concept was edited (`mnemo.editing.edit_test`),
+    whether the fact follows decides that last question instead: an edit tests the second hop itself.
     rote: moving the concept moves nothing; unsure: anything between.
 
     The other controls are evidence to look at and decide nothing here (`mnemo.invented` asks for `same_answer`). In two
@@ -158,12 +173,14 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
     judged["q_value"] = np.nan
     if known.any():
         judged.loc[known, "q_value"] = stats.false_discovery_control(judged.loc[known, "p_value"])
-    moved = (judged["swap_success"] - judged["swap_control"] > MOVED) & (judged["q_value"] < FALSE_DISCOVERIES)
+    by_cues = judged["swap_success"] - judged["swap_control"] > MOVED
+    by_prompts = judged["prompt_swap"] - judged["prompt_control"] > MOVED
+    moved = (by_cues | by_prompts) & (judged["q_value"] < FALSE_DISCOVERIES)
     carried = moved & (judged["sufficiency"] - judged["sufficiency_control"] > MOVED)
     same_hop = judged["prompt_swap"] > MOVED
     if "edit_follows" in judged:
         same_hop = same_hop.where(judged["edit_follows"].isna(), judged["edit_follows"] > MOVED)
-    untouched = (judged["swap_success"] < UNTOUCHED) & swaps_work
+    untouched = (judged[["swap_success", "prompt_swap"]].max(axis=1) < UNTOUCHED) & swaps_work
     judged["verdict"] = np.select(
         [carried & same_hop, carried, untouched], ["mnemonic", "shared-intermediate", "rote"], "unsure"
     )

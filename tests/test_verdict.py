@@ -40,6 +40,9 @@ def trials(*, hits: int, n: int = 8, sufficient: float = 1.0, prompt_hits: int |
         ablated=torch.tensor([0.25]),
         ablated_control=torch.tensor([0.75]),
         from_prompt_top=top(hits if prompt_hits is None else prompt_hits),
+        from_prompt_probability=(torch.arange(n) < (hits if prompt_hits is None else prompt_hits)).float()[None],
+        prompt_random_top=random,
+        prompt_random_probability=torch.zeros(1, n, 2),
         swap_effect=torch.full((1, n), 4.0),
         cue_effect=torch.where(torch.arange(n) < 2, torch.nan, 16.0)[None],
         same_concept=torch.tensor([0.9375]),
@@ -66,7 +69,7 @@ def test_shares_drops_and_flips_are_what_the_trials_say():
 @given(hits=st.integers(0, 8))
 def test_p_value_is_fishers_exact_test_against_the_random_directions(hits):
     expected = stats.fisher_exact([[hits, 8 - hits], [0, 16]], alternative="greater").pvalue
-    assert evidence(hits=hits)["p_value"][0] == pytest.approx(expected)
+    assert evidence(hits=hits)["p_value"][0] == pytest.approx(min(1, 2 * expected))  # for two sorts of vectors
 
 
 @given(hits=st.integers(0, 8))
@@ -80,6 +83,14 @@ def test_the_interval_of_swaps_is_the_exact_binomial_one(hits):
 def test_strength_is_the_smaller_of_swap_and_sufficiency_beyond_its_control(hits, sufficient):
     expected = min(hits / 8, max(sufficient - 0.125, 0))
     assert evidence(hits=hits, sufficient=sufficient)["strength"][0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_where_cues_are_useless_vectors_from_prompts_tell_and_where_neither_moves_it_is_rote():
+    rows = pd.concat([evidence(hits=a, prompt_hits=b) for a, b in ((0, 8), (8, 0), (0, 0))], ignore_index=True)
+    assert list(judge(rows)["verdict"]) == ["mnemonic", "shared-intermediate", "rote"]
+    assert list(rows["strength"]) == [0.875, 0.875, 0]
+    expected = stats.fisher_exact([[8, 0], [0, 16]], alternative="greater").pvalue
+    assert list(rows["p_value"]) == pytest.approx([2 * expected, 2 * expected, 1])
 
 
 def test_a_swap_that_works_straight_through_the_unembedding_is_leakage():
