@@ -18,6 +18,7 @@ from mnemo.edge_patching import Edge, exact_edges, exact_path
 from mnemo.errors import InputError, MnemoError
 from mnemo.explorer import Session, explore
 from mnemo.explorer.circuits import Circuits
+from mnemo.explorer.classic import ClassicExplorer
 from mnemo.explorer.details import chain_of
 from mnemo.explorer.interventions import DRAWS, Ablate, Bench, PatchFrom, SwapConcept
 from mnemo.explorer.places import Place
@@ -502,7 +503,7 @@ def test_hostile_facts_are_listed_drawn_and_exported_as_text(compiled_study, fac
     assert text.count("</script>") == 2 and "<img" not in text
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
     json.dumps([listed, session.scenes, session.state()], allow_nan=False)
-    classic = explore(hostile, fact.fact_id, classic=True)  # dollars are no formula
+    classic = ClassicExplorer(session)  # dollars are no formula
     assert bytes(classic.circuit.value).startswith(b"\x89PNG")
 
 

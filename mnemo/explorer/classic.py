@@ -25,7 +25,7 @@ class ClassicExplorer(widgets.VBox):
         self.session = session
         self._facts = session.catalog()["facts"]
         live = session.study is not None
-        self._updating = False
+        self._updating, self._drawn = False, None
         view = session.view
         self.search = widgets.Text(placeholder="cue, answer or concept", description="search")
         verdicts = list(dict.fromkeys(fact["verdict"] for fact in self._facts))
@@ -75,7 +75,8 @@ class ClassicExplorer(widgets.VBox):
         self._updating = False
         self.message.value = state["error"] or "; ".join(state["log"]) or "no interventions"
         self.reading.value = _in_words(state["detail"])
-        self.circuit.value = _png(_circuit(scene))
+        if scene is not self._drawn:
+            self._drawn, self.circuit.value = scene, _png(_circuit(scene))
         outcome = state["outcomes"][0] if state["outcomes"] else None
         self.answers.value = _png(_answers(outcome)) if outcome else b""
 
@@ -151,8 +152,12 @@ def _circuit(scene: dict[str, Any]) -> Figure:
     for node in scene["nodes"]:
         colour = SUPPORTS if node["value"] >= 0 else OPPOSES
         marker = "s" if node["id"].startswith("MLP") else "o"
-        ax.scatter(*at[node["id"]], s=4 * node["r"] ** 2, color=colour, marker=marker, zorder=2)
-        ax.annotate(node["label"], at[node["id"]], (0, -11), textcoords="offset points", ha="center", fontsize=6)
+        last = node["id"].startswith("logits")
+        ax.scatter(*at[node["id"]], s=(1.5 * node["r"]) ** 2, color=colour, marker=marker, zorder=2)
+        below = (0, 17 if last else -0.85 * node["r"] - 6)
+        text = _plain(scene["answer"]) if last else node["label"]
+        size = 11 if last else 6
+        ax.annotate(text, at[node["id"]], below, textcoords="offset points", ha="center", va="center", fontsize=size)
     if scene["waypoint"]:
         x, y, text = scene["waypoint"]["x"], -scene["waypoint"]["y"], scene["waypoint"]["text"]
         box = {"boxstyle": "round", "facecolor": "#00735a", "edgecolor": "none"}
@@ -161,6 +166,8 @@ def _circuit(scene: dict[str, Any]) -> Figure:
     ax.set_yticks([-(b["y"] + b["height"] / 2) for b in scene["bands"]], [b["text"] for b in scene["bands"]])
     ax.set_title(_plain(f"{scene['title']} ({scene['total']:+.2f} logits)"), fontsize=10)
     ax.set_xlabel("prompt token (circle: head, square: MLP, size: share of the effect; dashed: opposes)", fontsize=8)
+    ax.set_xlim(0, scene["width"])
+    ax.margins(y=0.08)
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -48,7 +48,9 @@ def make_scene(trace: Trace, view: View, *, waypoint: Site | None = None, concep
     shown = _shown(values, routes, view, least=view.least_share * abs(trace.total)) | {f"embed@{at}" for at in cue}
     levels = _levels(shown, trace.n_layers, waypoint)
     pieces = [shortened(trace.token(position), LONGEST_TOKEN) for position in range(-len(trace.tokens), 0)]
-    columns, width = _columns(shown, pieces)
+    rows = _rows(shown)
+    columns, width = _columns(rows, pieces)
+    places = _places(rows, columns, levels)
     largest = max((abs(values.get(node, 0.0)) for node in shown if not node.startswith("logits")), default=1.0) or 1.0
     return {
         "title": shortened(f"{trace.cue} → {f'{concept} → ' if concept else ''}{trace.answer}", LONGEST_TITLE),
@@ -60,7 +62,7 @@ def make_scene(trace: Trace, view: View, *, waypoint: Site | None = None, concep
         "nodes": [
             {
                 "id": node,
-                **_place(node, shown, columns, levels),
+                **places[node],
                 "r": round(4 + 9 * min(1.0, abs(values.get(node, 0.0)) / largest) ** 0.5, 2),
                 "value": values.get(node, 0.0),
                 "share": values.get(node, 0.0) / trace.total,
@@ -216,26 +218,33 @@ def _row(node: str) -> tuple[str, bool, int]:
     return name.rstrip("0123456789H")[:3], name.startswith("MLP"), (_natural(name) or [0])[0]
 
 
-def _columns(shown: set[str], pieces: list[str]) -> tuple[dict[int, float], float]:
+def _rows(shown: set[str]) -> dict[tuple[int, Any], list[str]]:
+    """The nodes that stand side by side, from left to right, by position and row."""
+    rows: dict[tuple[int, Any], list[str]] = defaultdict(list)
+    for node in sorted(shown, key=_natural):
+        rows[_position(node), _row(node)].append(node)
+    return dict(rows)
+
+
+def _columns(rows: dict[tuple[int, Any], list[str]], pieces: list[str]) -> tuple[dict[int, float], float]:
     """The middle of each position's column, wide enough for its token and the heads that stand side by side in it."""
-    crowd: dict[tuple[int, Any], int] = defaultdict(int)
-    for node in shown:
-        crowd[_position(node), _row(node)] += 1
     columns, x = {}, float(MARGIN)
     for position, piece in enumerate(pieces, start=-len(pieces)):
-        widest = max((n for (at, _), n in crowd.items() if at == position), default=1)
+        widest = max((len(row) for (at, _), row in rows.items() if at == position), default=1)
         width = max(LEAST_COLUMN, HEAD * widest + 16, LETTER * len(piece) + 16)
         columns[position] = x + width / 2
         x += width
     return columns, x + 24
 
 
-def _place(node: str, shown: set[str], columns: dict[int, float], levels: _Levels) -> dict[str, float]:
-    peers = sorted(
-        (other for other in shown if _position(other) == _position(node) and _row(other) == _row(node)), key=_natural
-    )
-    offset = (peers.index(node) - (len(peers) - 1) / 2) * HEAD
-    return {"x": columns[_position(node)] + offset, "y": levels.top - levels.of(node)}
+def _places(
+    rows: dict[tuple[int, Any], list[str]], columns: dict[int, float], levels: _Levels
+) -> dict[str, dict[str, float]]:
+    return {
+        node: {"x": columns[position] + (i - (len(row) - 1) / 2) * HEAD, "y": levels.top - levels.of(node)}
+        for (position, _), row in rows.items()
+        for i, node in enumerate(row)
+    }
 
 
 def _position(node: str) -> int:

@@ -176,7 +176,7 @@ class Session:
         """Put a page that opens without a kernel into `state()["files"]`."""
         from mnemo.explorer.snapshot import page
 
-        self._files = {"mnemo-explorer.html": page(self.state(), self.scenes, self._details())}
+        self._files = {"mnemo-explorer.html": page(self.state(), self.scenes, self.details())}
         self.said = "snapshot saved as mnemo-explorer.html"
 
     # ---- what to draw
@@ -223,7 +223,7 @@ class Session:
         trace = self._circuits.trace(0, view.fact)
         return describe(what, scene=self.scenes[0], trace=trace, view=view, readings=self._readings)
 
-    def _details(self) -> dict[str, dict[str, Any]]:
+    def details(self) -> dict[str, dict[str, Any]]:
         """What is known of the parts of the first circuit, the strongest nodes first, then paths and edges."""
         scene = self.scenes[0]
         nodes = [node["id"] for node in sorted(scene["nodes"], key=lambda node: -abs(node["value"]))]
