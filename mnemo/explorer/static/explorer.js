@@ -47,22 +47,23 @@ function listbox({ label, rows, chosen, choose, id }) {
     onclick: () => { move(i); choose(row.key); },
   }, row.shown));
   const list = make("div", { role: "listbox", tabindex: "0", "aria-label": label, class: "mnemo-list", onkeydown: (event) => {
+    if (!rows.length) return;
     const to = { ArrowDown: active + 1, ArrowUp: active - 1, Home: 0, End: rows.length - 1,
       PageDown: active + 8, PageUp: active - 8 }[event.key];
     if (to !== undefined) { event.preventDefault(); move(clamp(to, 0, rows.length - 1)); }
-    else if ((event.key === "Enter" || event.key === " ") && rows.length) { event.preventDefault(); choose(rows[active].key); }
+    else if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(rows[active].key); }
   } }, options);
   function move(to) {
-    options[active]?.classList.remove("active");
+    options[active].classList.remove("active");
     active = to;
-    options[active]?.classList.add("active");
-    list.setAttribute("aria-activedescendant", `${id}-${active}`);
-    const [row, box] = [options[active], list];
-    if (row && row.offsetTop < box.scrollTop) box.scrollTop = row.offsetTop;
-    else if (row && row.offsetTop + row.offsetHeight > box.scrollTop + box.clientHeight)
-      box.scrollTop = row.offsetTop + row.offsetHeight - box.clientHeight;
+    const row = options[active];
+    row.classList.add("active");
+    list.setAttribute("aria-activedescendant", row.id);
+    const [above, below] = [row.offsetTop - list.scrollTop, row.offsetTop + row.offsetHeight - list.scrollTop - list.clientHeight];
+    if (above < 0) list.scrollTop += above;
+    else if (below > 0) list.scrollTop += below;
   }
-  if (rows.length) { options[active].classList.add("active"); list.setAttribute("aria-activedescendant", `${id}-${active}`); }
+  if (rows.length) requestAnimationFrame(() => move(active)); // when it has its place in the page
   return list;
 }
 
@@ -76,6 +77,7 @@ function render({ model, el }) {
   let detail = state.detail;
   let expected = state.reply;
   let focused = null;
+  let origin = null; // the part of the page that the last message came from
   let zoom = null; // null: as wide as the place for it
   let timers = [];
   const filter = { text: "", verdict: "", score: 0 };
@@ -96,8 +98,8 @@ function render({ model, el }) {
   const root = make("div", {
     class: "mnemo-explorer", role: "region", "aria-label": "circuit explorer", "data-lm-suppress-shortcuts": "true",
     onkeydown: (event) => event.stopPropagation(), // the notebook has keys of its own
-  }, busy, bar, error, make("div", { class: "mnemo-main" },
-    make("div", { class: "mnemo-left" }, drawing, change), make("div", { class: "mnemo-right" }, facts, chosen, paths)));
+  }, busy, bar, make("div", { class: "mnemo-main" },
+    make("div", { class: "mnemo-left" }, error, drawing, change), make("div", { class: "mnemo-right" }, facts, chosen, paths)));
   el.append(root);
 
   const drawn = {}; // what each part shows, so that only what changed is drawn anew and focus stays where it is
@@ -121,11 +123,15 @@ function render({ model, el }) {
       return;
     }
     expected = Math.max(expected, state.reply) + 1;
+    origin = root.contains(document.activeElement) ? document.activeElement.closest(".mnemo-card") : null;
     wait(true);
     model.send(message);
   }
 
-  function say(text) { error.replaceChildren(...(text ? [make("span", {}, text), button("×", () => say(""), { "aria-label": "dismiss" })] : [])); }
+  function say(text) { // where the user just was, since the top may be out of sight
+    if (text) (origin ?? drawing).before(error);
+    error.replaceChildren(...(text ? [make("span", {}, text), button("×", () => say(""), { "aria-label": "dismiss" })] : []));
+  }
 
   // ---- the bar
 
@@ -354,12 +360,12 @@ function render({ model, el }) {
     if (!catalog.facts.length || !kernel) { facts.remove(); return; }
     const verdicts = [...new Set(catalog.facts.map((fact) => fact.verdict))];
     const score = slider("score ≥", { min: 0, max: 1, step: 0.05, value: 0 }, (v) => Number(v).toFixed(2), (v) => { filter.score = Number(v); paintFacts(); });
-    const beside = make("input", { list: `${uid}-beside`, placeholder: "cue of another fact", "aria-label": "cue to compare with",
+    const beside = make("input", { list: `${uid}-beside`, placeholder: "another cue", "aria-label": "cue to compare with",
       onkeydown: (e) => { if (e.key === "Enter") compare(); } });
     const compare = () => send({ do: "beside", fact: beside.value || null });
     facts.append(make("h4", {}, "facts ", make("span", { class: "mnemo-note mnemo-count" })),
       make("div", { class: "mnemo-row" },
-        make("input", { type: "search", placeholder: "search cue, answer, concept", "aria-label": "search facts", oninput: (e) => { filter.text = e.target.value; paintFacts(); } }),
+        make("input", { type: "search", placeholder: "search", "aria-label": "search facts", title: "in cues, answers and concepts", oninput: (e) => { filter.text = e.target.value; paintFacts(); } }),
         make("select", { "aria-label": "verdict", onchange: (e) => { filter.verdict = e.target.value; paintFacts(); } },
           make("option", { value: "" }, "any verdict"), verdicts.map((v) => make("option", { value: v }, v)))),
       score.node, make("div", { class: "mnemo-found" }),
@@ -374,7 +380,8 @@ function render({ model, el }) {
     const found = catalog.facts.filter((fact) => (!filter.verdict || fact.verdict === filter.verdict) && (fact.score ?? 0) >= filter.score
       && `${fact.cue} ${fact.answer} ${fact.concept ?? ""}`.toLowerCase().includes(words));
     facts.querySelector(".mnemo-count").textContent = `${found.length} of ${catalog.facts.length}${found.length > LISTED ? `, the first ${LISTED} listed` : ""}`;
-    const rows = found.slice(0, LISTED).map((fact) => ({ key: fact.fact_id, shown: [
+    const at = found.findIndex((fact) => fact.fact_id === state.view.fact);
+    const rows = [...(at >= LISTED ? [found[at]] : []), ...found.slice(0, LISTED)].map((fact) => ({ key: fact.fact_id, shown: [
       make("span", { class: "mnemo-cue" }, `${cut(fact.cue, 24)} → ${cut(fact.answer, 12)}`),
       make("span", { class: "mnemo-soft", title: fact.concept }, fact.concept ?? ""),
       tag(fact.verdict), make("span", { class: "mnemo-number" }, fact.score == null ? "" : fact.score.toFixed(2))] }));
@@ -466,7 +473,7 @@ function render({ model, el }) {
   function answers(outcome) {
     const cell = (p, kind) => make("td", {}, make("span", { class: "mnemo-track" }, make("span", { class: `mnemo-fill ${kind}`, style: `width:${100 * p}%` })), make("span", { class: "mnemo-number" }, p.toFixed(2)));
     const same = outcome.says === outcome.said;
-    const foreseen = outcome.predicted == null ? null : `${outcome.predicted} was predicted beforehand${outcome.predicted === outcome.says ? ", and it came" : ""}.`;
+    const foreseen = outcome.predicted == null ? null : `${outcome.predicted} was predicted beforehand${outcome.predicted === outcome.says ? ", and it came" : ", and did not come"}.`;
     const noted = (answer) => [answer === outcome.said && "before", answer === outcome.predicted && "predicted"].filter(Boolean).join(", ");
     return make("div", {}, make("p", { class: "mnemo-says", "data-testid": "says" }, same ? "The model still says " : "The model now says ", make("b", {}, outcome.says), same ? ". " : ` instead of ${outcome.said}. `, foreseen),
       make("table", {}, make("thead", {}, make("tr", {}, ["answer", "before", "after", "control"].map((h) => make("th", { scope: "col" }, h)))),
