@@ -71,8 +71,8 @@ def faithfulness(
         metric(corrupt)) / (metric(clean) - metric(corrupt)), 1 where the whole effect is there.
 
     Raises:
-        MnemoError: `edges` of other facts, a count below 1, a fact without an effect to explain; otherwise as
-            `attribute_edges`.
+        MnemoError: `edges` of other facts, a count below 1, a fact without an effect to explain, a trace of another
+            contrast; otherwise as `attribute_edges`.
     """
     require_contrasts(model, contrasts)
     names = [c.fact.fact_id for c in contrasts]
@@ -84,7 +84,10 @@ def faithfulness(
     for contrast in tqdm(contrasts, desc="circuits", unit="fact", leave=False, disable=None):
         runner = _Runner.of(model, contrast, metric_fn)
         here = edges.sel(fact=contrast.fact.fact_id)
-        orders = _orders(model, here, (traces or {}).get(contrast.fact.fact_id), draws=draws, seed=seed)
+        trace = (traces or {}).get(contrast.fact.fact_id)
+        if trace is not None and trace.contrast_id != contrast.corrupt_fact.fact_id:
+            raise MnemoError(f"the trace of {trace.fact_id} is against another fact: trace the contrast itself")
+        orders = _orders(model, here, trace, draws=draws, seed=seed)
         for (order, draw), ranked in orders.items():
             ks = _counts(len(ranked)) if counts is None else sorted({min(k, len(ranked)) for k in counts})
             for setting in ("kept", "removed"):

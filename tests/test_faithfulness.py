@@ -104,6 +104,9 @@ def test_what_cannot_be_run_is_said():
     edges = attribute_edges(model, contrasts)
     with pytest.raises(MnemoError, match="of other facts"):
         faithfulness(model, contrasts[:1], edges)
+    other = trace(model, contrasts[0], top=1).model_copy(update={"contrast_id": "nobody"})
+    with pytest.raises(MnemoError, match="against another fact"):
+        faithfulness(model, contrasts, edges, traces={other.fact_id: other})
     for counts in ([], [0, 3]):
         with pytest.raises(MnemoError, match="at least 1"):
             faithfulness(model, contrasts, edges, counts=counts)
