@@ -166,6 +166,39 @@ def rerun_command(
         raise typer.Exit(1)
 
 
+@app.command("learn")
+def learn_command(
+    task: TaskPath,
+    model: ModelName = None,
+    facts: FactsFile = None,
+    runs: Annotated[int, typer.Option(min=1, max=1000, help="Draws of facts; intervals are over these.")] = 5,
+    out: Out = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer facts, steps and runs.")] = False,
+    resume: Resume = False,
+    seed: Seed = 0,
+) -> None:
+    """Teach facts that a concept helps to recall, and facts that none does: tables and figures."""
+    from mnemo.learning.runs import QUICK, LearnConfig, learn
+    from mnemo.learning.summary import print_learned
+
+    folder = out or _default_out(task) / "learn"
+    config = QUICK if quick else LearnConfig(runs=runs)
+    learned = learn(task, model=model, facts=facts, out=folder, config=config, resume=resume, seed=seed)
+    print_learned(learned.summary, folder)
+
+
+@organism_app.command("base")
+def organism_base(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Study folder to make.")],
+    arch: Annotated[str, typer.Option(help="gpt2, llama or qwen2.")] = "gpt2",
+    seed: Seed = 0,
+) -> None:
+    """Train an organism that knows concepts and what codes stand for, but no code's answer: something to teach."""
+    from mnemo.learning.base import BaseConfig, make_base
+
+    print(f"written: {make_base(out, BaseConfig.model_validate({'family': arch, 'seed': seed}))}")
+
+
 @organism_app.command("train")
 def organism_train(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Study folder to make; an unfinished one goes on.")],
@@ -218,7 +251,7 @@ def main() -> None:
         _fail(f"{message} (see mnemo --help)")
     except (typer.Abort, KeyboardInterrupt):
         print(
-            "mnemo: interrupted; extract and benchmark go on with --resume, organism train and sweep by themselves",
+            "mnemo: interrupted; extract, benchmark and learn go on with --resume, organism train and sweep by themselves",
             file=sys.stderr,
             flush=True,
         )

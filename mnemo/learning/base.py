@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm.auto import tqdm
 
+from mnemo.checked import Record
 from mnemo.datasets import data_path
 from mnemo.errors import InputError
 from mnemo.files import write_text
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 CARD = "base.json"
 
 
-class BaseConfig(BaseModel):
+class BaseConfig(Record):
     """Everything that decides a base organism.
 
     Attributes:
@@ -59,15 +60,13 @@ class BaseConfig(BaseModel):
         steps, batch, learning_rate: of AdamW.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     family: Family = "gpt2"
     seed: int = Field(default=0, ge=0)
     d_model: int = Field(default=64, ge=8)
     layers: int = Field(default=4, ge=2)
     heads: int = Field(default=4, ge=1)
-    concepts: int = Field(default=40, ge=8)
-    cues_per_concept: int = Field(default=4, ge=1)
+    concepts: int = Field(default=52, ge=8)
+    cues_per_concept: int = Field(default=3, ge=1)
     probed: float = Field(default=0.25, gt=0, lt=1)
     background: int = Field(default=1, ge=1)
     new: int = Field(default=2, ge=0)
