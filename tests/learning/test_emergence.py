@@ -24,7 +24,7 @@ def test_checkpoints_double_from_the_beginning_to_the_end(steps):
 
 
 def test_the_site_is_where_the_route_was_built(compiled_study):
-    """In a compiled organism every concept stands at the code's last token after block WAYPOINT; block 3 carries it on."""
+    """In a compiled organism concepts stand at the code's last token after block WAYPOINT; the next carries it on."""
     study, world, _ = compiled_study
     facts = tuple(Fact(fact_id=f.fact_id, cue=f.cue, answer=f.answer) for f in world.facts)
     wrong = Fact(fact_id="unknown", cue=world.facts[0].cue, answer=world.facts[1].answer)
