@@ -1,6 +1,6 @@
 """Do organisms of several seeds and families find the same mnemonics, and do mnemonics pass from teacher to student?
 
-    python benchmarks/transfer.py             # trains everything, in about 10 minutes of one core
+    python benchmarks/transfer.py             # trains everything, in about 4 minutes of one core
     python benchmarks/transfer.py --resume    # goes on with an interrupted run, to the same numbers
     python benchmarks/transfer.py --table     # prints the tables of the results that are there
 

@@ -23,7 +23,7 @@
 # **Time.** Ten minutes to read; the cells take less than a minute. `python benchmarks/steering.py` makes the full tables, with intervals
 # over more concepts, in some minutes of one core.
 #
-# **Take away.** At equal divergence the two bring about as much of the concept. They fail differently: too much guidance breaks the text,
+# **Take away.** At equal divergence guidance says the concept a little more often, for many times the forward passes. They fail differently: too much guidance breaks the text,
 # too much steering leaves one text only. And only steering distinguishes facts: it moves those that read the concept, and guidance
 # moves all.
 
@@ -54,7 +54,7 @@ truth = pd.read_csv(folder / "truth.csv", keep_default_na=False).set_index("fact
 concept, others = "value added tax", lexicon[10:13]
 pairs = steering.concept_pairs(model, "expand {concept} is", concept, others)
 try:
-    steering.text_pair(model, "expand VA== is", "expand value added tax is now")
+    steering.text_pair(model, "expand value added tax is", "expand value added is")
 except mnemo.MnemoError as error:
     print(error)
 
