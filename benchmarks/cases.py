@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -13,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.facts import Fact, Task
+from mnemo.intervals import grouped_interval
 from mnemo.model import Model, load
 from mnemo.prompts import AnswerToken, Prompt
 
@@ -59,6 +61,14 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("| " + " | ".join(line) + " |")
     for row in rows:
         print("| " + " | ".join(row) + " |", flush=True)
+
+
+def cell(values: pd.Series, groups: pd.Series) -> str:
+    """Write a mean and its 95% interval over groups; a dash where there is none."""
+    found = grouped_interval(values.to_numpy(float), groups.to_numpy(), seed=0)
+    if found["value"] is None:
+        return "-"
+    return f"{found['value']:.2f}" + ("" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]")
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cases import ORGANISM, ROOT, print_table
+from cases import ORGANISM, ROOT, cell, print_table
 
 from mnemo.datasets import data_path
 from mnemo.facts import FactSet, Task
@@ -30,7 +30,6 @@ from mnemo.human import (
     read_mnemonics,
     surface_code,
 )
-from mnemo.intervals import grouped_interval
 from mnemo.scoring import read_truth
 from mnemo.study import extract
 
@@ -82,14 +81,6 @@ def arms_of(folder: Path) -> pd.DataFrame:
     table["human"] = ["; ".join(texts) for texts in table["human"]]
     table["invented"] = study.table["invented"].to_numpy()
     return table.assign(organism="shipped llama-0" if folder == ORGANISM else folder.name)
-
-
-def cell(values: pd.Series, groups: pd.Series) -> str:
-    """Write a mean and its 95% interval over groups."""
-    found = grouped_interval(values.to_numpy(float), groups.to_numpy(), seed=0)
-    if found["value"] is None:
-        return "-"
-    return f"{found['value']:.2f}" + ("" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]")
 
 
 def print_results(found: dict[str, pd.DataFrame]) -> None:

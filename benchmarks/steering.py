@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cases import ORGANISM, ROOT, print_table
+from cases import ORGANISM, ROOT, cell, print_table
 from tqdm.auto import tqdm
 
 from mnemo.facts import Task
@@ -187,15 +187,6 @@ def measure(folders: Sequence[Path], parts: Parts) -> dict[str, pd.DataFrame]:
 
 
 # ---------------------------------------------------------------------------------------------- tables
-
-
-def cell(values: pd.Series, groups: pd.Series, digits: int = 2) -> str:
-    """Write a mean and its 95% interval over groups."""
-    found = grouped_interval(values.to_numpy(float), groups.to_numpy(), seed=0)
-    if found["value"] is None:
-        return "-"
-    interval = "" if found["low"] is None else f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
-    return f"{found['value']:.{digits}f}{interval}"
 
 
 def matched(curves: pd.DataFrame) -> pd.DataFrame:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from cases import ROOT, print_table
+from cases import ROOT, cell, print_table
 
 from mnemo.files import write_text
-from mnemo.intervals import grouped_interval
 from mnemo.transfer import Transfer, TransferConfig, run_transfer
 from mnemo.verdict import MOVED
 
@@ -35,15 +34,6 @@ def read_results(folder: Path) -> Transfer:
 def write_results(found: Transfer, folder: Path) -> None:
     for name in TABLES:
         write_text(folder / f"transfer_{name}.csv", getattr(found, name).round(4).to_csv(index=False))
-
-
-def cell(values: pd.Series, groups: pd.Series) -> str:
-    """Write a mean and its 95% interval over groups."""
-    found = grouped_interval(values.to_numpy(float), groups.to_numpy(), seed=0)
-    if found["value"] is None:
-        return "-"
-    interval = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
-    return f"{found['value']:.2f}{interval}"
 
 
 def print_results(found: Transfer) -> None:

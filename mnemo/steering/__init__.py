@@ -9,6 +9,6 @@ from mnemo.steering.pairs import PromptPair, concept_pairs, steering_vector, tex
 
 __all__ = [
     "FirstOrder", "Generated", "Guidance", "Method", "PromptPair", "Steering", "at_divergence", "collapse",
-    "concept_pairs", "facts_by_kind", "first_order", "generate", "next_logprobs", "purity", "steer_facts", "steering_vector", "sweep",
-    "text_pair", "towards_each", "tradeoff",
+    "concept_pairs", "facts_by_kind", "first_order", "generate", "next_logprobs", "purity", "steer_facts",
+    "steering_vector", "sweep", "text_pair", "towards_each", "tradeoff",
 ]  # fmt: skip
