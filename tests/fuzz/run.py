@@ -4,8 +4,8 @@
     python tests/fuzz/run.py --cases 5000 --only facts    # these
 
 Nine in ten cases come from atheris, which keeps those that reach new lines and changes them further, the others from
-hypothesis, which changes good files in meaningful ways and takes longer. A case fails if anything but a `MnemoError` escapes, if it
-takes more than `SECONDS`, or if the process grows beyond `MEGABYTES`.
+hypothesis, which changes good files in meaningful ways and takes longer. A case fails if anything but a `MnemoError`
+escapes, if it takes more than `SECONDS`, or if the process grows beyond `MEGABYTES`.
 """
 
 from __future__ import annotations
