@@ -23,6 +23,7 @@ from mnemo.organisms.world import World, WorldConfig, build_world
 from mnemo.patching import Site
 from mnemo.scoring import benchmark
 from mnemo.study import COLUMNS, Study, extract
+from mnemo.tables import read_csv
 from mnemo.tracing import trace
 from tests.lexicon import PHRASES
 
@@ -101,7 +102,7 @@ def test_the_truth_is_never_opened(folder, study, tmp_path):
 
 def test_files_hold_what_the_study_says(study, tmp_path):
     study.write(tmp_path)
-    csv = pd.read_csv(tmp_path / "verdicts.csv", dtype={"answer": str}, keep_default_na=False)
+    csv = read_csv(tmp_path / "verdicts.csv")
     parquet = pd.read_parquet(tmp_path / "verdicts.parquet")
     assert list(csv.columns[: len(COLUMNS)]) == list(COLUMNS) == list(parquet.columns[: len(COLUMNS)])
     assert list(csv["fact_id"]) == list(study.table["fact_id"]) == list(parquet["fact_id"])

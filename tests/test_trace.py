@@ -28,6 +28,7 @@ from mnemo.facts import Task
 from mnemo.model import Model, load
 from mnemo.plot import OPPOSES, SUPPORTS, path_map
 from mnemo.report import print_trace
+from mnemo.tables import read_csv
 from mnemo.trace_record import TracedEdge, TracedNode, TracedPath, TracedStream, TraceStep
 from mnemo.tracing import Trace, trace
 
@@ -152,7 +153,7 @@ def test_files_tables_and_graph_hold_the_same_numbers(found, tmp_path):
         assert list(read.columns) == list(table.columns)
         np.testing.assert_allclose(read["value"], table["value"])
         np.testing.assert_allclose(read["share"], table["share"])
-    assert list(pd.read_csv(tmp_path / "out" / "paths.csv")["path"]) == [path.text for path in found.paths]
+    assert list(read_csv(tmp_path / "out" / "paths.csv")["path"]) == [path.text for path in found.paths]
 
     graph = nx.read_graphml(tmp_path / "out" / "graph.graphml")
     original = found.graph()
