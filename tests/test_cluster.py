@@ -270,7 +270,7 @@ def test_killed_workers_a_killed_scheduler_and_an_interrupt_cost_nothing_that_wa
     assert kept
 
     again = _mnemo("sweep", file, "--out", out, "--workers", "1")
-    _until(lambda: list((out / WORK).glob("*.lock")), process=again)
+    _until(lambda: _workers(again), process=again)
     os.killpg(again.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
     said = again.communicate(timeout=600)[1]
     assert again.returncode == 130 and said.strip().splitlines()[-1].startswith("mnemo: interrupted"), said
