@@ -237,10 +237,15 @@ def _default_out(task: Path) -> Path:
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
+_INTERRUPTED = 130  # exit code
+
+
 def main() -> None:
     """Run the command line."""
     try:
         code = app(standalone_mode=False)
+        if code == _INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
     except MnemoError as error:
         _fail(str(error))
     except _UsageError as error:
@@ -256,8 +261,8 @@ def main() -> None:
             flush=True,
         )
         if "distributed" in sys.modules:
-            os._exit(130)  # what Dask has left to say about processes that it was starting is a traceback
-        sys.exit(130)
+            os._exit(_INTERRUPTED)  # what Dask has left to say about processes that it was starting is a traceback
+        sys.exit(_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
