@@ -40,6 +40,7 @@ TESTS = {
     "paths": ["tests/test_paths.py"],
     "verdict": ["tests/test_verdict.py"],
 }
+CORE = ["attribution", "multipliers", "paths", "verdict"]
 LIMIT = 240  # seconds for the tests of one mutant
 # How work is cut into pieces never changes a result, and messages are for people.
 LEFT_OUT = ("at_once", "per_position", "widest", "width", "copies", "memory_gb", "BATCH", "MEMORY", "raise ", "tqdm")

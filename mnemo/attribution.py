@@ -559,17 +559,32 @@ def _responses(
         names = streams[some.start - n_writers : some.stop - n_writers]
         return torch.stack([batch.other.values[n] - batch.base.values[n] for n in names], 2)
 
-    def chunks(seen_writers: int, seen_streams: int) -> Iterator[slice]:
+    def in_chunks(
+        seen_writers: int, seen_streams: int, respond: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[slice, Tensor]]:
         for start, stop in ((0, seen_writers), (n_writers, n_writers + min(seen_streams, len(streams)))):
-            for first in range(start, stop, at_once):
-                yield slice(first, min(first + at_once, stop))
+
+            def run(piece: slice, start: int = start) -> tuple[slice, Tensor]:
+                some = slice(start + piece.start, start + piece.stop)
+                return some, respond(change_of(some))
+
+            for _, found in in_pieces(stop - start, at_once, run):
+                yield found
 
     for layer in range(model.n_layers):
         for kind in ("q", "k", "v", "mlp"):
-            for some in chunks(seen_by(model, kind, layer), layer + 1):
-                yield kind, layer, some, responses(model, batch.base, kind, layer, change_of(some), gradients)
-    for some in chunks(seen_by(model, "logits"), model.n_layers + 1):
-        yield "logits", -1, some, _read_out(plan, batch, change_of(some))[None].expand(runs, -1, -1, -1, -1)
+
+            def respond(change: Tensor, kind: str = kind, layer: int = layer) -> Tensor:
+                return responses(model, batch.base, kind, layer, change, gradients)
+
+            for some, found in in_chunks(seen_by(model, kind, layer), layer + 1, respond):
+                yield kind, layer, some, found
+
+    def read_out(change: Tensor) -> Tensor:
+        return _read_out(plan, batch, change)[None].expand(runs, -1, -1, -1, -1)
+
+    for some, found in in_chunks(seen_by(model, "logits"), model.n_layers + 1, read_out):
+        yield "logits", -1, some, found
 
 
 def _surroundings(plan: _Plan, batch: _Batch) -> dict[str, Float[Tensor, "run fact position ..."]]:

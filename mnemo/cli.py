@@ -33,6 +33,7 @@ FactsFile = Annotated[Path | None, typer.Option(help="Facts file, instead of the
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer interventions for each fact.")]
 Edit = Annotated[bool, typer.Option("--edit", help="Also teach concepts new answers and see who follows (minutes).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run left in --out.")]
+MemoryGb = Annotated[float | None, typer.Option(help="Memory that a run may take besides the model, else 2 GB.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides every draw.")]
 
 
@@ -56,13 +57,15 @@ def extract_command(
     edit: Edit = False,
     resume: Resume = False,
     seed: Seed = 0,
+    memory_gb: MemoryGb = None,
 ) -> None:
     """Judge every fact of a task: verdicts.csv and .parquet."""
     from mnemo.report import print_summary
     from mnemo.study import extract
 
     folder = out or _default_out(task)
-    study = extract(task, model=model, facts=facts, out=folder, quick=quick, edit=edit, resume=resume, seed=seed)
+    options: dict[str, Any] = {"quick": quick, "edit": edit, "resume": resume, "seed": seed, "memory_gb": memory_gb}
+    study = extract(task, model=model, facts=facts, out=folder, **options)
     print_summary(study, folder)
 
 
@@ -76,14 +79,15 @@ def benchmark_command(
     edit: Edit = False,
     resume: Resume = False,
     seed: Seed = 0,
+    memory_gb: MemoryGb = None,
 ) -> None:
     """Extract, then score against truth.csv: metrics.json."""
     from mnemo.report import print_metrics
     from mnemo.scoring import benchmark
 
     folder = out or _default_out(task)
-    options: dict[str, Any] = {"model": model, "facts": facts, "quick": quick, "edit": edit, "resume": resume}
-    _, metrics = benchmark(task, out=folder, seed=seed, **options)
+    options: dict[str, Any] = {"quick": quick, "edit": edit, "resume": resume, "seed": seed, "memory_gb": memory_gb}
+    _, metrics = benchmark(task, model=model, facts=facts, out=folder, **options)
     print_metrics(metrics, folder)
 
 
@@ -99,13 +103,14 @@ def trace_command(
     ] = True,
     out: Out = None,
     seed: Seed = 0,
+    memory_gb: MemoryGb = None,
 ) -> None:
     """Trace one fact: which components, edges and paths carry the answer, and the curve of every intervention."""
     from mnemo.report import print_doses, print_trace
     from mnemo.tracing import trace
 
     folder = out or _default_out(task) / "trace"
-    found = trace(task, cue, contrast=contrast_cue, model=model, top=top, seed=seed)
+    found = trace(task, cue, contrast=contrast_cue, model=model, top=top, seed=seed, memory_gb=memory_gb)
     found.write(folder)
     print_trace(found, folder)
     if not doses:
@@ -113,7 +118,7 @@ def trace_command(
     from mnemo.doses import dose_curves, write_doses
     from mnemo.study import extract
 
-    study = extract(task, model=model, quick=True, seed=seed)
+    study = extract(task, model=model, quick=True, seed=seed, memory_gb=memory_gb)
     concept = study[found.fact_id]["concept"]
     try:
         curves = dose_curves(study, found.fact_id, seed=seed)
@@ -136,12 +141,12 @@ def sweep_command(
 ) -> None:
     """Extract many models, tasks and seeds on a Dask cluster; started again, it goes on."""
     from mnemo.cluster import Sweep, plan_runs, run_sweep
-    from mnemo.report import print_plan, print_sweep
+    from mnemo.report import print_sweep, print_sweep_plan
 
     asked = Sweep.read(sweep)
     folder = out or Path("out") / sweep.resolve().stem
     if dry_run:
-        print_plan(plan_runs(asked, root=root), folder, address=address, workers=workers)
+        print_sweep_plan(plan_runs(asked, root=root), folder, address=address, workers=workers)
         return
     runs = run_sweep(asked, out=folder, root=root, address=address, workers=workers, threads=threads, say=_say)
     print_sweep(runs, folder)
@@ -197,6 +202,17 @@ def organism_base(
     from mnemo.learning.base import BaseConfig, make_base
 
     print(f"written: {make_base(out, BaseConfig.model_validate({'family': arch, 'seed': seed}))}")
+
+
+@app.command("plan")
+def plan_command(
+    task: TaskPath, model: ModelName = None, facts: FactsFile = None, quick: Quick = False, memory_gb: MemoryGb = None
+) -> None:
+    """Say what extract will take: forwards, memory and time of each stage, from the model's config.json alone."""
+    from mnemo.plan import plan
+    from mnemo.report import print_plan
+
+    print_plan(plan(task, model=model, facts=facts, quick=quick, memory_gb=memory_gb))
 
 
 @organism_app.command("train")
@@ -256,7 +272,7 @@ def main() -> None:
         _fail(f"{message} (see mnemo --help)")
     except (typer.Abort, KeyboardInterrupt):
         print(
-            "mnemo: interrupted; extract, benchmark and learn go on with --resume, organism train and sweep by themselves",
+            "mnemo: interrupted; extract, benchmark and learn go on with --resume, the others by themselves",
             file=sys.stderr,
             flush=True,
         )

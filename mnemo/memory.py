@@ -22,9 +22,25 @@ if TYPE_CHECKING:
     from mnemo.model import Model
 
 MEMORY_GB = 2.0  # besides the model itself
+TRACE_NODES = 8  # of the quadrature, in most traces
 _BUDGET: ContextVar[float] = ContextVar("memory_gb", default=MEMORY_GB)
 
 Found = TypeVar("Found")
+
+
+class NoMemoryError(MnemoError):
+    """There is not memory enough for the least that can be run at once.
+
+    Args:
+        problem: what the library that asked for it said.
+    """
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(
+            f"out of memory ({problem}): give a smaller --memory-gb, shorter prompts or another device, or load the "
+            "model as bfloat16; mnemo plan says what a run takes"
+        )
 
 
 @contextmanager
@@ -73,7 +89,7 @@ def in_pieces(total: int, at_once: int, run: Callable[[slice], Found]) -> Iterat
         each piece and what `run` returned for it.
 
     Raises:
-        MnemoError: there is not memory enough for one.
+        NoMemoryError: there is not memory enough for one; where pieces are made of pieces, the larger are then halved.
     """
     start = 0
     while start < total:
@@ -87,25 +103,22 @@ def in_pieces(total: int, at_once: int, run: Callable[[slice], Found]) -> Iterat
             torch.cuda.empty_cache()
         at_once = (piece.stop - piece.start) // 2
         if at_once == 0:
-            raise MnemoError(
-                f"out of memory ({problem}): give a smaller --memory-gb, shorter prompts or another device, or load "
-                "the model as bfloat16; mnemo plan says what a run takes"
-            )
+            raise NoMemoryError(problem)
 
 
 def _attempt(run: Callable[[slice], Any], piece: slice) -> tuple[bool, Any, str]:
     """Run one piece; return whether it fitted. (The error is gone when this returns, with all that it held on to.)"""
     try:
         return True, run(piece), ""
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, NoMemoryError) as error:
         if not out_of_memory(error):
             raise
-        return False, None, first_line(error)
+        return False, None, error.problem if isinstance(error, NoMemoryError) else first_line(error)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out; on a CPU torch says so in words alone."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | NoMemoryError):
         return True
     said = str(error)
     return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
@@ -135,16 +148,23 @@ class Shape:
     @classmethod
     def of(cls, model: Model) -> Shape:
         """Return the shape of a loaded model."""
-        cfg = model.bridge.cfg
+        return cls.from_config(model.bridge.original_model.config, itemsize=model.dtype.itemsize)
+
+    @classmethod
+    def from_config(cls, config: Any, *, itemsize: int) -> Shape:
+        """Return the shape that a configuration of transformers describes."""
+        text = config.get_text_config()
+        heads, width = text.num_attention_heads, text.hidden_size
+        named = (getattr(text, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
         return cls(
-            layers=model.n_layers,
-            heads=model.n_heads,
-            kv_heads=model.n_kv_heads,
-            d_model=model.d_model,
-            d_head=cfg.d_head,
-            d_mlp=cfg.d_mlp or 4 * model.d_model,
-            vocab=model.vocab_size,
-            itemsize=model.dtype.itemsize,
+            layers=text.num_hidden_layers,
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            d_model=width,
+            d_head=getattr(text, "head_dim", None) or width // heads,
+            d_mlp=next((size for size in named if size), 4 * width),
+            vocab=text.vocab_size,
+            itemsize=itemsize,
         )
 
     @property
@@ -159,10 +179,9 @@ class Shape:
             length: tokens of the prompt.
             unembedded: positions whose logits are made.
         """
-        attention = 4 * self.heads * length * length + 4 * length * self.heads * self.d_head
-        mlp = 3 * length * self.d_mlp
-        logits = unembedded * self.vocab * (self.itemsize + 8)
-        return self.itemsize * (3 * length * self.d_model + max(attention, mlp)) + logits
+        # Measured (benchmarks/memory.py): what a block holds at its widest, and what the allocator keeps of the rest.
+        block = 12 * length * self.d_model + 8 * self.heads * length * length + 8 * length * self.d_mlp
+        return self.itemsize * block + unembedded * self.vocab * (self.itemsize + 8)
 
     def reading_bytes(self, length: int) -> int:
         """Return the same for a run that makes logits at every position."""
@@ -172,6 +191,12 @@ class Shape:
         """Return what a run with gradients holds for one prompt: everything that all blocks computed."""
         block = self.attention_bytes(length) + length * self.mlp_bytes
         return self.layers * block + self.forward_bytes(length)
+
+    def trace_bytes(self, length: int) -> float:
+        """Return what the multipliers of one contrast hold: graphs of blocks within the budget, what writers write."""
+        block = 2 * TRACE_NODES * self.attention_bytes(length)
+        graphs = block * (1 + min(self.layers, fit(block))) / 2
+        return graphs + 2 * self.itemsize * length * self.writers * self.d_model
 
     @property
     def mlp_bytes(self) -> int:

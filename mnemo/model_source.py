@@ -32,8 +32,22 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.jso
 _AS_WRITTEN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
-def find_folder(source: str | Path) -> tuple[Path, str]:
-    """The Hugging Face directory meant by `source`, and what to call it."""
+def config_folder(source: str | Path) -> tuple[Path, str]:
+    """The directory with the configuration meant by `source`, and what to call it; of the hub no weights are fetched.
+
+    A path may also be that of a config.json itself.
+
+    Raises:
+        MnemoError: there is none, or of a kind that mnemo does not take.
+    """
+    file = Path(source).expanduser()
+    folder, name = find_folder(file.parent if file.name == "config.json" else source, weights=False)
+    _examine(folder)
+    return folder, name
+
+
+def find_folder(source: str | Path, *, weights: bool = True) -> tuple[Path, str]:
+    """The Hugging Face directory meant by `source`, and what to call it; without `weights` they may not be in it."""
     if source == "organism":
         path = data_path("organism")
     elif not str(source).strip():
@@ -48,7 +62,7 @@ def find_folder(source: str | Path) -> tuple[Path, str]:
         raise InputError("is a file: give the directory that holds config.json and weights", file=path)
     if isinstance(source, Path) or not is_hub_name(source):
         raise InputError("no such directory: check the path", file=path)
-    return _download(source), source
+    return _download(source, weights=weights), source
 
 
 def _called(folder: Path) -> str:
@@ -57,7 +71,7 @@ def _called(folder: Path) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def _download(name: str) -> Path:
+def _download(name: str, *, weights: bool) -> Path:
     """The local copy of a model on the hub: configuration first, so that what is refused is not fetched."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -74,6 +88,8 @@ def _download(name: str) -> Path:
     try:
         folder = fetch(["*.json", "*.txt", "*.model"])
         examine(folder)
+        if not weights:
+            return folder
         index = folder / "model.safetensors.index.json"
         shards = _shards(index) if index.exists() else {"model.safetensors"}
         return fetch(["*.json", "*.txt", "*.model", *sorted(shards)])

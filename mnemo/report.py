@@ -15,6 +15,7 @@ from mnemo.cluster.work import is_done
 from mnemo.doses import CURVES
 from mnemo.errors import visible
 from mnemo.invented import strongest_first
+from mnemo.plan import Plan
 from mnemo.study import Study
 from mnemo.tracing import Trace
 
@@ -22,6 +23,31 @@ from mnemo.tracing import Trace
 def plain(text: str) -> str:
     """Text of a task, a fact or a model for a `Console`: no markup of rich and no code of the terminal acts."""
     return escape(visible(text))
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what a run will take, stage by stage."""
+    console = Console()
+    counted = "" if plan.exact else " (guessed from the characters: there is no tokenizer)"
+    console.print(
+        f"[bold]{plain(plan.model)}[/bold]: {plan.parameters:,} parameters, {plan.model_gb:.3g} GB; {plan.facts} "
+        f"facts of up to {plan.length} tokens{counted}; {plan.budget_gb:g} GB besides the model"
+    )
+    listing = Table()
+    for column in ("stage", "forwards", "at once", "peak GB", "time"):
+        listing.add_column(column, justify="left" if column == "stage" else "right")
+    for stage in plan.stages:
+        row = f"{stage.forwards:,}", f"{stage.at_once}", f"{stage.memory_gb:.2f}", _duration(stage.seconds)
+        listing.add_row(stage.name, *row)
+    forwards, seconds = (sum(getattr(stage, name) for stage in plan.stages) for name in ("forwards", "seconds"))
+    listing.add_row("all, at the most", f"{forwards:,}", "", f"{plan.memory_gb:.2f}", _duration(seconds), style="bold")
+    console.print(listing)
+
+
+def _duration(seconds: float) -> str:
+    units = ((86_400, "days"), (3600, "h"), (60, "min"))
+    size, unit = next(((size, unit) for size, unit in units if seconds >= 2 * size), (1, "s"))
+    return f"{seconds / size:.2g} {unit}"
 
 
 def print_summary(study: Study, folder: Path) -> None:
@@ -89,7 +115,7 @@ def print_metrics(metrics: dict[str, Any], folder: Path) -> None:
     console.print(f"written: {plain(str(folder / 'metrics.json'))}, report.html and the files beside them")
 
 
-def print_plan(runs: list[Run], folder: Path, *, address: str | None, workers: int) -> None:
+def print_sweep_plan(runs: list[Run], folder: Path, *, address: str | None, workers: int) -> None:
     """Print the runs of a sweep, which of them are finished, and where the others would be run."""
     console = Console()
     table = Table("run", "facts", "model", "checkpoint", "seed", "", box=None, pad_edge=False)

@@ -35,6 +35,7 @@ from mnemo.forwards import counted_forwards
 from mnemo.gate import Recalled, gate
 from mnemo.interventions import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors, run_trials
 from mnemo.invented import THROUGH_A_CONCEPT, mark_invented
+from mnemo.memory import memory_budget
 from mnemo.patching import Site, read_stream
 from mnemo.prompts import Prompt, render
 from mnemo.reading import reader_for
@@ -152,6 +153,7 @@ def extract(
     edit: bool = False,
     resume: bool = False,
     seed: int = 0,
+    memory_gb: float | None = None,
     progress: bool = True,
 ) -> Study:
     """Find out, for every fact of a task, whether and through which concept the model recalls it.
@@ -166,6 +168,8 @@ def extract(
             (`edit_follows`): tells *mnemonic* from *shared-intermediate* better than vectors do, and takes minutes.
         resume: keep the chunks that an interrupted run with the same inputs left in `out`.
         seed: decides contrasts, targets and random directions; one seed, one result.
+        memory_gb: what may be held at once besides the model; decides how much is run together, never the result. None
+            for the default (see `mnemo.memory`).
         progress: show progress bars.
 
     Raises:
@@ -181,6 +185,7 @@ def extract(
         edit=edit,
         resume=resume,
         seed=seed,
+        memory_gb=memory_gb,
         progress=progress,
     )
     if out is not None:
@@ -199,6 +204,7 @@ def extract_in_parts(
     edit: bool = False,
     resume: bool = False,
     seed: int = 0,
+    memory_gb: float | None = None,
     progress: bool = True,
 ) -> tuple[Study, Parts]:
     """Do what `extract` does, but leave the writing to the caller, and with it the end of the finished parts.
@@ -218,7 +224,8 @@ def extract_in_parts(
     parts = Parts.begin(parts_in, record["inputs"], resume=resume)
     effort = QUICK if quick else Effort()
     steps = _Extraction(task, loaded, seed=seed, effort=effort, edit=edit, progress=progress)
-    with counted_forwards(loaded) as forwards:  # (parts that an interrupted run left are not run again, nor counted)
+    # (Parts that an interrupted run left are not run again, nor counted.)
+    with memory_budget(memory_gb), counted_forwards(loaded) as forwards:
         study = _with_top_paths(steps.run(chosen, parts, record), parts, most=effort.paths, progress=progress)
     study.record["forwards_per_fact"] = round(forwards.prompts / len(chosen), 1)
     study.table["invented"] = mark_invented(study.table)

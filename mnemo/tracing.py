@@ -25,6 +25,7 @@ from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.files import replacing, write_text
+from mnemo.memory import memory_budget
 from mnemo.multipliers import Multipliers, Totals, Writer, averaged_multipliers
 from mnemo.paths import Edge, Hop, Path, edges_into, node_values, stream_values, strongest_paths
 from mnemo.records import command, package_versions, source_of
@@ -242,6 +243,7 @@ def trace(
     model: Model | str | File | None = None,
     top: int = 50,
     seed: int = 0,
+    memory_gb: float | None = None,
 ) -> Trace:
     """Explain metric(clean) - metric(corrupt) of one fact as a sum over paths from its tokens to the logits.
 
@@ -252,6 +254,7 @@ def trace(
         model: a loaded model or what `mnemo.load` takes; None for the task's own.
         top: how many paths to list.
         seed: decides which fact it is compared with.
+        memory_gb: see `mnemo.extract`.
 
     Raises:
         MnemoError: no such cue, no contrast, or a model that cannot be taken apart, in one line.
@@ -261,8 +264,9 @@ def trace(
     if not 0 <= seed < 2**31:
         raise MnemoError(f"seed {seed} given; it must be between 0 and {2**31 - 1}")
     loaded, pair, origin = _pair(source, fact, contrast=contrast, model=model, seed=seed)
-    multipliers, totals = averaged_multipliers(loaded, pair)
-    return trace_from(loaded, multipliers, totals, top=top, seed=seed, source=origin)
+    with memory_budget(memory_gb):
+        multipliers, totals = averaged_multipliers(loaded, pair)
+        return trace_from(loaded, multipliers, totals, top=top, seed=seed, source=origin)
 
 
 def trace_from(

@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM
 
 import mnemo
 from mnemo.errors import MnemoError
-from mnemo.gate import gate
 from mnemo.graph import DIMS
 from mnemo.model import Model
 from mnemo.patching import exact_nodes
 from mnemo.study import COLUMNS
-from tests.tiny_models import FAMILIES, saved, tiny_contrasts, tiny_model, tiny_tokenizer
+from tests.tiny_models import FAMILIES, recalled_facts, saved, tiny_contrasts, tiny_model, tiny_tokenizer
 
 CUES = ("VB==", "VC==", "VD==", "VE==", "VF==", "VG==")
 SMALL_STEP = 3e-4  # how far cues lie apart, as a share of how far tokens do
@@ -76,22 +75,8 @@ def test_a_trace_conserves_the_effect_at_every_boundary(model):
 
 
 def test_verdicts_are_made_of_what_the_model_says(model, tmp_path):
-    task = mnemo.Task(
-        name="tiny", recall="decode {cue} is", verbalise="expand {cue} is", concept_recall="decode {concept} is",
-        facts="facts.csv",
-    )  # fmt: skip
-    asked = mnemo.FactSet(facts=tuple(mnemo.Fact(fact_id=cue, cue=cue, answer="T") for cue in CUES))
-    said = gate(model, task, asked).predicted.tolist()
-    pieces = [model.tokens.decode([token]) for token in said]
-    facts = []
-    for cue, piece in zip(CUES, pieces, strict=True):
-        try:
-            model.tokens.continuation(f"decode {cue} is", piece)
-        except MnemoError:  # a token that is not a whole piece of text cannot be an answer
-            continue
-        facts.append(mnemo.Fact(fact_id=cue, cue=cue, answer=piece))
-    facts = facts or list(asked.facts)
-    study = mnemo.extract(task, model=model, facts=mnemo.FactSet(facts=tuple(facts)), quick=True, progress=False)
+    task, facts = recalled_facts(model, CUES)
+    study = mnemo.extract(task, model=model, facts=facts, quick=True, progress=False)
     assert list(study.table.columns[: len(COLUMNS)]) == list(COLUMNS)
     assert set(study.table["verdict"]) <= {"mnemonic", "shared-intermediate", "rote", "unsure", "not-recalled"}
     recalled = study.table["recalled"]

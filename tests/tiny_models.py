@@ -146,3 +146,25 @@ def tiny_contrasts(model: Any, cues: Sequence[str] = ("VA==", "VB==", "VC==", "V
     facts = tuple(Fact(fact_id=cue, cue=cue, answer="TU"[i % 2]) for i, cue in enumerate(cues))
     task = Task(name="tiny", recall="decode {cue} is", facts="facts.csv")
     return list(make_contrasts(task, FactSet(facts=facts), model.tokens, seed=1).values())
+
+
+def recalled_facts(model: Any, cues: Sequence[str]) -> tuple[Any, Any]:
+    """A task of three templates, and facts whose answers are what the model says, where that can be an answer."""
+    from mnemo.errors import MnemoError
+    from mnemo.facts import Fact, FactSet, Task
+    from mnemo.gate import gate
+
+    task = Task(
+        name="tiny", recall="decode {cue} is", verbalise="expand {cue} is", concept_recall="decode {concept} is",
+        facts="facts.csv",
+    )  # fmt: skip
+    asked = FactSet(facts=tuple(Fact(fact_id=cue, cue=cue, answer="T") for cue in cues))
+    facts = []
+    for cue, token in zip(cues, gate(model, task, asked).predicted.tolist(), strict=True):
+        piece = model.tokens.decode([token])
+        try:
+            model.tokens.continuation(f"decode {cue} is", piece)
+        except MnemoError:  # not a whole piece of text
+            continue
+        facts.append(Fact(fact_id=cue, cue=cue, answer=piece))
+    return task, FactSet(facts=tuple(facts)) if facts else asked

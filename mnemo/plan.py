@@ -1,0 +1,204 @@
+"""What a run will take, before it: forwards, memory and time of each stage, from a model's configuration alone.
+
+No weights are read and none are made, so the model may be one that this machine could not hold. Memory follows from the
+same formulas by which batches are cut (`mnemo.memory`). Forwards are counted as if every fact were recalled and read as
+a concept of its own: no run takes more. Time is forwards times their arithmetic, at the speed that a matrix product of
+the model's width has on this machine now: an order of magnitude, not a promise.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mnemo.concepts import BEAMS, LEXICON_CANDIDATES, NULL_STATES, REFERENCES
+from mnemo.errors import MnemoError
+from mnemo.facts import FactSet, Task
+from mnemo.interventions import RANDOM_PER_TARGET, RIVALS, WITNESSES
+from mnemo.libraries import in_one_line, quietly
+from mnemo.memory import Shape, checked_budget, fit, memory_budget
+from mnemo.model_source import config_folder, read_tokenizer
+from mnemo.patching import TOKENS_PER_BATCH
+from mnemo.prompts import render
+from mnemo.study import QUICK, Effort
+from mnemo.tokens import PromptTokenizer
+from mnemo.tracing import TOP_NODES
+from mnemo.waypoints import SAMPLE, TARGETS
+
+PROCESS_GB = 0.55  # Python with torch, transformers and transformer-lens in it
+CHARACTERS_PER_TOKEN = 3  # where there is no tokenizer to ask
+PER_BLOCK = 4e-4  # seconds that a call of one block takes however small it is
+# A block is walked several times for the strongest path of a fact, at all nodes of the quadrature.
+WALKS = 6
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: what is done.
+        forwards: prompts run through the model, at the most; a run with gradients counts three times.
+        at_once: how many of them the budget holds.
+        memory_gb: the most that the process holds meanwhile, the model included.
+        seconds: how long it takes, roughly.
+    """
+
+    name: str
+    forwards: int
+    at_once: int
+    memory_gb: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Attributes:
+        model: what it is called.
+        parameters: how many it has.
+        model_gb: memory of its weights, in the dtype they were saved in.
+        budget_gb: what the run may take besides.
+        facts: how many there are.
+        length: tokens of the longest recall prompt.
+        exact: whether a tokenizer counted them; else they follow from the number of characters.
+        stages: one after the other.
+    """
+
+    model: str
+    parameters: int
+    model_gb: float
+    budget_gb: float
+    facts: int
+    length: int
+    exact: bool
+    stages: tuple[Stage, ...]
+
+    @property
+    def memory_gb(self) -> float:
+        """The most that any stage takes."""
+        return max(stage.memory_gb for stage in self.stages)
+
+
+def plan(
+    task: Task | str | Path,
+    *,
+    model: str | Path | None = None,
+    facts: FactSet | str | Path | None = None,
+    quick: bool = False,
+    memory_gb: float | None = None,
+) -> Plan:
+    """Say what `mnemo.extract` will take.
+
+    Args:
+        task: a study folder, its task.toml, or a task.
+        model: a Hugging Face directory (config.json is enough), such a file, or a hub name; None for the task's own.
+        facts: other facts than the task's own.
+        quick: as for `extract`.
+        memory_gb: what it may take besides the model; None for the default.
+
+    Raises:
+        MnemoError: no usable task, facts or configuration.
+    """
+    task = task if isinstance(task, Task) else Task.read(task)
+    source = model if model is not None else task.model_path
+    if source is None:
+        raise task.fault("model", 'the task names no model: add model = "..." or give one (--model)')
+    chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
+    folder, name = config_folder(source)
+    shape, parameters = read_shape(folder)
+    length, exact = _length(task, chosen, folder)
+    budget = checked_budget(memory_gb)
+    with memory_budget(budget):
+        runs = _runs(task, shape, len(chosen), length, QUICK if quick else Effort())
+    model_gb = parameters * shape.itemsize / 1e9
+    speed = _speed(shape)
+    stages = [Stage("load", 1, 1, PROCESS_GB + model_gb, 3 * model_gb)]
+    for what, forwards, tokens, bytes_each, most in runs:
+        at_once = min(most, forwards, fit(bytes_each, memory_gb=budget))
+        held = at_once * bytes_each / 1e9
+        seconds = forwards * _operations(shape, parameters, tokens) / speed
+        seconds += forwards / at_once * shape.layers * PER_BLOCK
+        stages.append(Stage(what, forwards, at_once, PROCESS_GB + model_gb + held, seconds))
+    return Plan(name, parameters, model_gb, budget, len(chosen), length, exact, tuple(stages))
+
+
+def read_shape(folder: Path) -> tuple[Shape, int]:
+    """Return the shape and the number of parameters of the model that a configuration describes; nothing is made.
+
+    Raises:
+        MnemoError: transformers makes no causal language model of it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quietly(), in_one_line(f"{folder}: no model follows from its configuration", fix="check its config.json"):
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            hf: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        saved_as = getattr(config, "dtype", None)
+        shape = Shape.from_config(config, itemsize=saved_as.itemsize if isinstance(saved_as, torch.dtype) else 4)
+        return shape, sum(weight.numel() for weight in hf.parameters())
+
+
+def _length(task: Task, facts: FactSet, folder: Path) -> tuple[int, bool]:
+    """Return the tokens of the longest recall prompt, and whether a tokenizer counted them."""
+    try:
+        with quietly():
+            tokens = PromptTokenizer(read_tokenizer(folder), None)
+        return max(len(render(task.recall, fact.cue, tokens)) for fact in facts), True
+    except MnemoError:
+        longest = max(len(task.recall) + len(fact.cue) for fact in facts)
+        return longest // CHARACTERS_PER_TOKEN + 2, False
+
+
+def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list[tuple[str, int, int, int, int]]:
+    """List the stages: name, forwards, tokens of each, bytes that one holds, and how many at once are of use."""
+    sample, tokens = min(n, SAMPLE), task.max_concept_tokens
+    forward, batch = shape.forward_bytes(length), max(1, TOKENS_PER_BATCH // length)
+    written = 1 + BEAMS * (tokens - 1)  # to write a phrase
+    read = written + 1 + BEAMS + LEXICON_CANDIDATES
+    bank = n * (BEAMS + LEXICON_CANDIDATES)
+    tried = min(sample, effort.sample) * _trials(TARGETS)
+    longer = length + tokens
+    stages = [
+        ("recall", n, length, forward, batch),
+        ("attribute", 4 * n, length, shape.backward_bytes(length), n),
+        ("ask what cues stand for", n * written, longer, shape.forward_bytes(longer), batch),
+        ("find candidate sites", 4 * sample * 4 * effort.sites, length, forward, batch),
+        ("compare sites", effort.sites * (tried + 2 * n), length, forward, batch),
+        ("read concepts", (n + NULL_STATES) * read + 2 * REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
+        ("intervene", n * _trials(effort.targets), length, forward, batch),
+        ("ask the probes", 2 * n * len(task.probes), length, forward, batch),
+    ]
+    walks = min(n, effort.paths) * TOP_NODES * 3 * WALKS
+    stages.append(("trace paths", walks, length, int(shape.trace_bytes(length)), 1))
+    return [stage for stage in stages if stage[1]]
+
+
+def _trials(targets: int) -> int:
+    """Return the runs that `mnemo.interventions.run_trials` takes for one fact, at the most."""
+    return (6 + RANDOM_PER_TARGET) * targets + 7 + RIVALS * (1 + WITNESSES)
+
+
+def _operations(shape: Shape, parameters: int, length: int) -> float:
+    """Return the floating-point operations of a forward: two a weight and token, and the attention itself."""
+    inner = parameters - shape.vocab * shape.d_model
+    return 2 * inner * length + 4 * shape.layers * length * length * shape.heads * shape.d_head
+
+
+def _speed(shape: Shape) -> float:
+    """Measure the floating-point operations that this machine does in a second in a product of the model's width."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wide, dtype = min(shape.d_model, 2048), {2: torch.bfloat16, 8: torch.float64}.get(shape.itemsize, torch.float32)
+    rows, weight = torch.ones(256, wide, dtype=dtype, device=device), torch.ones(wide, wide, dtype=dtype, device=device)
+    (rows @ weight).sum().item()  # the first takes longer
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.2:
+        (rows @ weight)[0, 0].item()
+        products += 1
+    return 2 * products * 256 * wide * wide / (time.perf_counter() - start)

@@ -1,0 +1,123 @@
+"""One budget behind every batch, and what is done where memory runs out: by running out of it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mnemo
+from mnemo.errors import MnemoError
+from mnemo.memory import MEMORY_GB, checked_budget, fit, in_pieces, memory_budget
+from mnemo.model import load
+from mnemo.patching import ask, read_stream
+from tests.tiny_models import tiny_contrasts, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(tiny_model("llama"), tokenizer=tiny_tokenizer())
+
+
+@contextmanager
+def room_for(model, rows: int):
+    """Let the first block run out of memory, by really asking for too much, when it is given more rows than that."""
+
+    def check(module, args):
+        if args[0].shape[0] > rows:
+            torch.empty(2**60, dtype=torch.uint8)
+
+    handle = model.bridge.blocks[0].register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@given(total=st.integers(0, 60), at_once=st.integers(1, 80), room=st.integers(1, 80), cuda=st.booleans())
+def test_everything_is_done_once_however_little_room_there_is(total, at_once, room, cuda):
+    tried: list[tuple[int, int]] = []
+
+    def run(piece: slice) -> range:
+        tried.append((piece.start, piece.stop))
+        if piece.stop - piece.start > room:
+            raise torch.OutOfMemoryError("CUDA out of memory") if cuda else MemoryError
+        return range(piece.start, piece.stop)
+
+    done = list(in_pieces(total, at_once, run))
+    assert [i for _, found in done for i in found] == list(range(total))
+    assert all(range(piece.start, piece.stop) == found for piece, found in done)
+    failed = [stop - start for start, stop in tried if stop - start > room]
+    assert failed == sorted(failed, reverse=True) and len(tried) == len(done) + len(failed)
+    assert not failed or failed[-1] // 2 <= room  # and no piece is smaller than it must be
+    assert all(piece.stop - piece.start in (total - piece.start, done[0][0].stop) for piece, _ in done)
+
+
+def test_too_little_for_one_is_said_in_one_line_and_other_errors_come_through():
+    def too_large(piece: slice) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    with pytest.raises(MnemoError, match=r"out of memory \(.*allocate.*\): give a smaller --memory-gb") as told:
+        list(in_pieces(3, 2, too_large))
+    assert "\n" not in str(told.value)
+
+    def wrong(piece: slice) -> None:
+        torch.dot(torch.ones(2), torch.ones(3))
+
+    with pytest.raises(RuntimeError, match="size"):
+        list(in_pieces(3, 2, wrong))
+
+
+@pytest.mark.parametrize(
+    "attribute",
+    [
+        mnemo.attribute_nodes,
+        partial(mnemo.attribute_nodes, method="integrated_inputs", steps=2),
+        partial(mnemo.attribute_edges, method="attention_corrected", steps=2),
+        mnemo.exact_edges,
+    ],
+)
+def test_attribution_goes_on_where_memory_runs_out(model, attribute):
+    pairs = tiny_contrasts(model)
+    whole = attribute(model, pairs)
+    with room_for(model, 2):
+        halved = attribute(model, pairs)
+    for name in whole.data_vars:
+        np.testing.assert_allclose(halved[name].values, whole[name].values, atol=2e-5, rtol=1e-4, err_msg=str(name))
+
+
+def test_questions_and_states_are_the_same_where_memory_runs_out(model):
+    prompts = [pair.clean for pair in tiny_contrasts(model)]
+    tokens = torch.arange(len(prompts))[:, None]
+    whole, states = ask(model, prompts, tokens), read_stream(model, prompts, [-1, -2])
+    with room_for(model, 1):
+        torch.testing.assert_close(ask(model, prompts, tokens).logprob, whole.logprob, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(read_stream(model, prompts, [-1, -2]), states, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2"])
+def test_a_trace_is_the_same_within_any_budget(family):
+    model = load(tiny_model(family, layers=3), tokenizer=tiny_tokenizer())
+    pair = tiny_contrasts(model)[0]
+    free, tight = (mnemo.trace(model, pair, top=10, memory_gb=gb) for gb in (2.0, 1e-9))
+    np.testing.assert_allclose(tight.streams, free.streams, atol=1e-4)
+    assert [path.text for path in tight.paths] == [path.text for path in free.paths]
+
+
+def test_the_budget_holds_inside_alone_and_must_be_one():
+    assert checked_budget(None) == MEMORY_GB
+    with memory_budget(3.0):
+        with memory_budget(None):
+            assert fit(1e9) == 3
+        with memory_budget(0.5):
+            assert fit(1e9) == 1 and fit(1e8) == 5
+        assert fit(1e9) == 3
+    assert checked_budget(None) == MEMORY_GB
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(MnemoError, match="give the gigabytes"), memory_budget(wrong):
+            pass

@@ -1,0 +1,83 @@
+"""Plans: made from a configuration alone, and no run takes more."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import mnemo
+from mnemo.errors import MnemoError
+from mnemo.facts import Fact, FactSet, Task
+from mnemo.memory import Shape
+from mnemo.model import load
+from mnemo.plan import PROCESS_GB, plan, read_shape
+from tests.tiny_models import FAMILIES, recalled_facts, saved, tiny_model, tiny_tokenizer
+
+LLAMA_70B = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192, "intermediate_size": 28672,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": 80, "vocab_size": 128256,
+    "dtype": "bfloat16",
+}  # fmt: skip
+TASK = Task(name="t", recall="decode {cue} is", verbalise="expand {cue} is", facts="facts.csv")
+FACTS = FactSet(facts=tuple(Fact(fact_id=str(i), cue=f"V{i}==", answer="T") for i in range(50)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_shape_read_from_a_configuration_is_that_of_the_model(family, tmp_path):
+    hf = tiny_model(family)
+    hf.config.save_pretrained(tmp_path)
+    shape, parameters = read_shape(tmp_path)
+    model = load(hf, tokenizer=tiny_tokenizer(), check=False)
+    assert shape == Shape.of(model)
+    assert (shape.layers, shape.heads, shape.kv_heads) == (model.n_layers, model.n_heads, model.n_kv_heads)
+    assert (shape.d_model, shape.vocab) == (model.d_model, model.vocab_size)
+    assert shape.d_head == model.bridge.blocks[0].attn.W_Q.shape[-1]
+    widths = {size for name, weight in hf.named_parameters() if "norm" not in name for size in weight.shape}
+    assert shape.d_mlp in widths and shape.d_mlp != shape.d_model
+    assert parameters == sum(weight.numel() for weight in hf.parameters())
+
+
+def test_a_model_that_fits_nowhere_is_planned_for_within_the_budget(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
+    tight, roomy = (plan(TASK, model=tmp_path / "config.json", facts=FACTS, memory_gb=gb) for gb in (2.0, 200.0))
+    assert tight.parameters == 70_553_706_496  # as published
+    assert tight.model_gb == pytest.approx(2 * 70.553706496)
+    assert not tight.exact
+    for stage in tight.stages:
+        assert stage.at_once == 1 or stage.memory_gb - tight.model_gb - PROCESS_GB <= 2.0 + 1e-6, stage
+    assert roomy.memory_gb > tight.memory_gb
+    at_once = {stage.name: stage.at_once for stage in roomy.stages}
+    assert all(stage.at_once <= at_once[stage.name] for stage in tight.stages)
+    assert sum(s.seconds for s in roomy.stages) < sum(s.seconds for s in tight.stages) * 1.5
+
+
+def test_no_run_takes_more_forwards_than_planned(tmp_path):
+    folder = saved("gpt2", tmp_path)
+    model = load(folder)
+    task, facts = recalled_facts(model, ("VB==", "VC==", "VD==", "VE==", "VF==", "VG=="))
+    expected = plan(task, model=folder, facts=facts, quick=True)
+    assert expected.exact and expected.length == 7  # <bos>, decode, ...: as the tokenizer has them
+    rows = 0
+
+    def count(module, args):
+        nonlocal rows
+        rows += args[0].shape[0]
+
+    handle = model.bridge.blocks[0].register_forward_pre_hook(count)
+    try:
+        mnemo.extract(task, model=model, facts=facts, quick=True, progress=False)
+    finally:
+        handle.remove()
+    assert len(facts) < rows <= sum(stage.forwards for stage in expected.stages)
+
+
+def test_what_cannot_be_planned_is_refused_in_one_line(tmp_path):
+    with pytest.raises(MnemoError, match=r"holds no config.json"):
+        plan(TASK, model=tmp_path, facts=FACTS)
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_70B, "hidden_size": "wide"}))
+    with pytest.raises(MnemoError, match=r"no model follows from its configuration .* check its config.json") as told:
+        plan(TASK, model=tmp_path, facts=FACTS)
+    assert "\n" not in str(told.value)
+    with pytest.raises(MnemoError, match="the task names no model"):
+        plan(TASK, facts=FACTS)
