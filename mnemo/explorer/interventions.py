@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mnemo.errors import MnemoError
 from mnemo.explorer.places import Chain, Change, Place
-from mnemo.explorer.routes import along
+from mnemo.explorer.routes import along, clean_run
 from mnemo.graph import stream_hook
 from mnemo.interventions import ConceptTable, ask_concepts, like
 from mnemo.patching import Hook, read_stream_at_span
@@ -26,6 +26,7 @@ from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.tokens import shown
 
 if TYPE_CHECKING:
+    from mnemo.activations import Recording
     from mnemo.contrasts import Contrast
     from mnemo.study import Study
 
@@ -116,6 +117,7 @@ class Bench:
     def __init__(self, study: Study, *, seed: int = 0) -> None:
         self.study, self.model, self.seed = study, study.model, seed
         self._typed: dict[str, ConceptTable] = {}
+        self._clean: dict[str, Recording] = {}
         self._others: dict[int, list[tuple[str, Prompt]]] = {}
 
     @cached_property
@@ -175,7 +177,8 @@ class Bench:
         else:
             others = self.others(fact_id, len(prompt))
         if chain.rest or chain.to_logits:
-            return along(self.model, self._contrast(fact_id), chain, others)
+            contrast = self._contrast(fact_id)
+            return along(self.model, contrast, self._clean_run(fact_id, contrast), chain, others)
         place = chain.first
         value = self.component(others, place).mean(0)
         return Change(place.component.hook, place.position, place.heads, value)
@@ -254,6 +257,12 @@ class Bench:
         tops = [int(i) for one in said for i in one.topk(min(SHOWN, len(one))).indices]
         most = torch.stack(list(said)).max(0).values.exp()
         return [i for i in dict.fromkeys(tops) if most[i] >= NEGLIGIBLE][:MOST_SHOWN]
+
+    def _clean_run(self, fact_id: str, contrast: Contrast) -> Recording:
+        """What edges and paths of a fact start from, kept until those of another fact are asked for."""
+        if fact_id not in self._clean:
+            self._clean = {fact_id: clean_run(self.model, contrast)}
+        return self._clean[fact_id]
 
     def _contrast(self, fact_id: str) -> Contrast:
         if fact_id not in self.study.contrasts:

@@ -28,20 +28,27 @@ if TYPE_CHECKING:
     from mnemo.prompts import Prompt
 
 
-def along(model: Model, contrast: Contrast, chain: Chain, others: Sequence[Prompt]) -> Change:
-    """Return what comes out at the end of a chain when its first component is as it is, on average, in other prompts.
-
-    Args:
-        model: the model.
-        contrast: whose clean prompt is changed.
-        chain: two components or more, or one and the logits.
-        others: prompts of as many tokens.
+def clean_run(model: Model, contrast: Contrast) -> Recording:
+    """Run the clean prompt of a contrast and keep what `along` starts from.
 
     Raises:
         MnemoError: a model whose readers are not what mnemo takes them for.
     """
     base = _recorded(model, contrast, [contrast.clean], [*writer_hooks(model), *input_hooks(model)])
     check_readers(model, base)
+    return base
+
+
+def along(model: Model, contrast: Contrast, base: Recording, chain: Chain, others: Sequence[Prompt]) -> Change:
+    """Return what comes out at the end of a chain when its first component is as it is, on average, in other prompts.
+
+    Args:
+        model: the model.
+        contrast: whose clean prompt is changed.
+        base: what `clean_run` kept of it.
+        chain: two components or more, or one and the logits.
+        others: prompts of as many tokens.
+    """
     run = _recorded(model, contrast, others, writer_hooks(model))
     step = _change(model, base, run, chain.first)
     for sender, reader in pairwise((chain.first, *chain.rest)):
