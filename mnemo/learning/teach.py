@@ -103,7 +103,7 @@ def teach(
         with torch.no_grad():
             probability.append(said.softmax(-1).gather(1, lesson.answers[:, None].to(said.device))[:, 0].cpu())
             recalled.append(said.argmax(-1).cpu() == lesson.answers)
-            losses.append(loss.cpu())
+            losses.append(loss.detach().cpu())
         if until_recalled and bool(recalled[-1].all()):
             break
         if step < config.steps:
