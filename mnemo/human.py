@@ -219,8 +219,11 @@ def arms(study: Study, human: Sequence[HumanMnemonic]) -> pd.DataFrame:
             "cue": table["cue"],
             "answer": table["answer"],
             "human": [_by_frequency(written.get(fact, [])) for fact in facts],
-            "report": [text if isinstance(text, str) else None for text in report],
-            "internal": [text if ok else None for text, ok in zip(table["concept"], through, strict=True)],
+            # As objects: pandas would make NaN, which is true, of None among texts.
+            "report": pd.Series([text if isinstance(text, str) else None for text in report], dtype=object),
+            "internal": pd.Series(
+                [text if ok else None for text, ok in zip(table["concept"], through, strict=True)], dtype=object
+            ),
         }
     )
 
