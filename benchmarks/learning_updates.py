@@ -10,7 +10,6 @@ there already is not done again.
 from __future__ import annotations
 
 import argparse
-import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -67,7 +66,8 @@ def main() -> None:
     out = arguments.out
     torch.set_num_threads(1)
     done, matrices = [], {}
-    for seed, rank, optimizer in tqdm(list(itertools.product(arguments.seeds, RANKS, OPTIMIZERS)), desc="following"):
+    runs = [(seed, rank, optimizer) for seed in arguments.seeds for rank in RANKS for optimizer in OPTIMIZERS]
+    for seed, rank, optimizer in tqdm(runs, desc="following"):
         file = out / "updates" / f"{rank}-{optimizer}-{seed}.parquet"
         if not file.is_file() or seed == arguments.seeds[0]:  # the matrices of the first seed are drawn
             found, table = one(out, rank=rank, optimizer=optimizer, seed=seed)

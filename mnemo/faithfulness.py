@@ -25,9 +25,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnemo.activations import MetricFn, Recording, checked_metric, differences, record, writer_hooks
+from mnemo.blocks import mlp_stream_hook
 from mnemo.edge_patching import path_edges
 from mnemo.errors import MnemoError
-from mnemo.graph import mlp_stream_hook, readers, readers_at, seen_by, stream_hook, writers
+from mnemo.graph import readers, readers_at, seen_by, stream_hook, writers
 from mnemo.patching import Hook, metric, require_contrasts
 from mnemo.readers import check_readers, input_hooks, normalise, project
 

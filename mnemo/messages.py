@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 
 from mnemo.activations import Recording, contributions, writer_hooks
 from mnemo.errors import MnemoError
-from mnemo.facts import Fact
 from mnemo.graph import Writer, writers
 from mnemo.patching import Hook, over_batches
 from mnemo.reading import reader_for
@@ -61,7 +60,7 @@ def read_messages(
         study[fact_id]  # an unknown id is refused in its own words
         if fact_id not in rows:
             raise MnemoError(f"fact {fact_id!r} is not recalled, so nothing was read of it")
-    asked = [Fact(fact_id=i, cue=cue, answer=a) for i, cue, a in facts[["fact_id", "cue", "answer"]].to_numpy()]
+    asked = [study.fact(fact_id) for fact_id in facts["fact_id"]]
     reader, notes = reader_for(study.model, study.task, asked)
     if reader is None:
         raise MnemoError(notes[-1])

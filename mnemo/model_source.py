@@ -42,7 +42,7 @@ def config_folder(source: str | Path) -> tuple[Path, str]:
     """
     file = Path(source).expanduser()
     folder, name = find_folder(file.parent if file.name == "config.json" else source, weights=False)
-    _examine(folder)
+    examine(folder)
     return folder, name
 
 

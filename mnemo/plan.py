@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mnemo.concepts import BEAMS, LEXICON_CANDIDATES, NULL_STATES, REFERENCES
+from mnemo.concepts import LEXICON_CANDIDATES, NULL_STATES, REFERENCES
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet, Task
 from mnemo.interventions import RANDOM_PER_TARGET, RIVALS, WITNESSES
@@ -23,6 +23,7 @@ from mnemo.libraries import in_one_line, quietly
 from mnemo.memory import Shape, checked_budget, fit, memory_budget
 from mnemo.model_source import config_folder, read_tokenizer
 from mnemo.patching import TOKENS_PER_BATCH
+from mnemo.phrases import BEAMS
 from mnemo.prompts import render
 from mnemo.study import QUICK, Effort
 from mnemo.tokens import PromptTokenizer
@@ -160,15 +161,15 @@ def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list
     """List the stages: name, forwards, tokens of each, bytes that one holds, and how many at once are of use."""
     sample, tokens = min(n, SAMPLE), task.max_concept_tokens
     forward, batch = shape.forward_bytes(length), max(1, TOKENS_PER_BATCH // length)
-    written = 1 + BEAMS * (tokens - 1)  # to write a phrase
-    read = written + 1 + BEAMS + LEXICON_CANDIDATES
-    bank = n * (BEAMS + LEXICON_CANDIDATES)
+    written = 1 + BEAMS * tokens  # to write phrases, and to see whether they end
+    ranked = BEAMS * tokens + LEXICON_CANDIDATES  # phrases and their beginnings, each weighed
+    read, bank = written + 1 + ranked, n * ranked
     tried = min(sample, effort.sample) * _trials(TARGETS)
     longer = length + tokens
     stages = [
         ("recall", n, length, forward, batch),
         ("attribute", 4 * n, length, shape.backward_bytes(length), n),
-        ("ask what cues stand for", n * written, longer, shape.forward_bytes(longer), batch),
+        ("ask what cues stand for", n * read + REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
         ("find candidate sites", 4 * sample * 4 * effort.sites, length, forward, batch),
         ("compare sites", effort.sites * (tried + 2 * n), length, forward, batch),
         ("read concepts", (n + NULL_STATES) * read + 2 * REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
@@ -182,7 +183,7 @@ def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list
 
 def _trials(targets: int) -> int:
     """Return the runs that `mnemo.interventions.run_trials` takes for one fact, at the most."""
-    return (6 + RANDOM_PER_TARGET) * targets + 7 + RIVALS * (1 + WITNESSES)
+    return (6 + 2 * RANDOM_PER_TARGET) * targets + 7 + RIVALS * (1 + WITNESSES)
 
 
 def _operations(shape: Shape, parameters: int, length: int) -> float:

@@ -104,6 +104,11 @@ class Study:
             raise MnemoError(f"no fact {fact_id!r} in this study; the first ids are {list(self.table['fact_id'][:3])}")
         return rows.iloc[0]
 
+    def fact(self, fact_id: str) -> Fact:
+        """Return one fact as it was asked."""
+        row = self[fact_id]
+        return Fact(fact_id=fact_id, cue=row["cue"], answer=row["answer"])
+
     def prompt(self, fact_id: str) -> Prompt:
         """Return the recall prompt of one fact."""
         return render(self.task.recall, self[fact_id]["cue"], self.model.tokens)

@@ -175,7 +175,7 @@ class Bench:
                 )
             others = [other]
         else:
-            others = self.others(fact_id, len(prompt))
+            others = list(self.others(fact_id, len(prompt)).values())
         if chain.rest or chain.to_logits:
             contrast = self._contrast(fact_id)
             return along(self.model, contrast, self._clean_run(fact_id, contrast), chain, others)
@@ -214,8 +214,8 @@ class Bench:
             logits = self.model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
         return logits[:, -1].float().log_softmax(-1).cpu()
 
-    def others(self, fact_id: str, length: int) -> list[Prompt]:
-        """Return the prompts of up to `OTHERS` other recalled facts with as many tokens.
+    def others(self, fact_id: str, length: int) -> dict[str, Prompt]:
+        """Return the prompts of up to `OTHERS` other recalled facts with as many tokens, by fact_id.
 
         Raises:
             MnemoError: there is none.
@@ -227,7 +227,7 @@ class Bench:
             )
             alike = ((str(name), prompt) for name, prompt in prompts if len(prompt) == length)
             self._others[length] = [found for found, _ in zip(alike, range(OTHERS + 1), strict=False)]
-        found = [prompt for name, prompt in self._others[length] if name != fact_id][:OTHERS]
+        found = dict([pair for pair in self._others[length] if pair[0] != fact_id][:OTHERS])
         if not found:
             raise MnemoError(
                 "no other recalled fact has a prompt of as many tokens, so there is no mean to ablate with"

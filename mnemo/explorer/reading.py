@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from mnemo.concepts import Bank, Reader, ReadsConcepts
+from mnemo.concepts import Bank, Others, Reader, ReadsConcepts
 from mnemo.errors import MnemoError
 from mnemo.explorer.interventions import Bench
 from mnemo.explorer.places import Place
@@ -88,12 +89,13 @@ class Readings:
     def _read(self, fact_id: str, site: Site) -> list[Any]:
         prompt = self.study.prompt(fact_id)
         try:
-            reader, others = self._reader, self.bench.others(fact_id, len(prompt))[:REFERENCES]
+            reader, others = self._reader, self.bench.others(fact_id, len(prompt))
         except MnemoError:  # no way to read concepts in this study, or nothing to compare with
             return []
-        states = read_stream(self.model, [prompt, *others], [site.position])[:, site.layer, 0]
-        fact = self.study.contrasts[fact_id].fact
-        return reader.read(states[:1], layer=site.layer, facts=[fact], others=states[1:])[0]
+        others = dict(islice(others.items(), REFERENCES))
+        states = read_stream(self.model, [prompt, *others.values()], [site.position])[:, site.layer, 0]
+        facts = [self.study.fact(name) for name in (fact_id, *others)]
+        return reader.read(states[:1], layer=site.layer, facts=facts[:1], others=Others(states[1:], facts[1:]))[0]
 
     @cached_property
     def _reader(self) -> ReadsConcepts:

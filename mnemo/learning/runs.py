@@ -151,7 +151,7 @@ def learn(
     if source is None:
         raise task.fault("model", "names no model: add one, or give one")
     loaded = load(source)
-    record = run_record(task, loaded, chosen, seed=seed, config=config.model_dump())
+    record = run_record(task, loaded, chosen, kind="learn", seed=seed, config=config.model_dump())
     parts = Parts.begin(Path(out) if out is not None else None, record["inputs"], resume=resume)
     with quietly():
         pupil = read_model(find_folder(source)[0], None)
