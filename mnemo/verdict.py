@@ -21,7 +21,7 @@ MOVED, UNTOUCHED = 0.5, 0.25
 FALSE_DISCOVERIES = 0.05
 # P(mnemonic | strength) = expit(SLOPE * strength - OFFSET), fitted by benchmarks/calibration.py to organisms for
 # development alone (Platt 1999, "Probabilistic outputs for support vector machines").
-SLOPE, OFFSET = 20.0, 6.0
+SLOPE, OFFSET = 13.6, 6.3
 
 
 def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
