@@ -122,7 +122,7 @@ class Watch:
         """Return a row for each fact of the lesson.
 
         `probability` of the answer; `swap_success`, `swap_control`, `mediated_fraction`, `sufficiency`,
-        `ablation_drop` and `score` as `mnemo.verdict.weigh` has them; for the traced facts what `through_directions`
+        `ablation_drop` and `strength` as `mnemo.verdict.weigh` has them; for the traced facts what `through_directions`
         gives for the direction between two facts' concepts and, as ``control``, between two others. Facts whose cue
         evokes no concept have a probability alone.
         """
@@ -177,7 +177,7 @@ class Watch:
             vectors=vectors,
             seed=self.seed,
         )
-        columns = ["swap_success", "swap_control", "mediated_fraction", "sufficiency", "ablation_drop", "score"]
+        columns = ["swap_success", "swap_control", "mediated_fraction", "sufficiency", "ablation_drop", "strength"]
         return weigh(trials, probability[tested])[columns]
 
     def pairs(self, model: PreTrainedModel) -> list[Pair]:
