@@ -56,5 +56,5 @@ def test_a_reader_sees_what_was_written_before_it(model):
     above = parts[: seen_by(model, "k", 1)]
     assert above[-1] == Writer("mlp", 0) and len(above) == model.n_heads + 2
     own_heads = {p for p in parts[: seen_by(model, "mlp", 1)] if p.layer == 1}
-    parallel = model.bridge.cfg.architecture == "GPTNeoXForCausalLM"
+    parallel = model.bridge.cfg.architecture in ("GPTNeoXForCausalLM", "PhiForCausalLM")
     assert len(own_heads) == (0 if parallel else model.n_heads)

@@ -20,7 +20,7 @@ import mnemo.model
 from mnemo.errors import MnemoError
 from mnemo.model import Model, batch_inputs
 from mnemo.model_checks import ModelCheckError, self_check
-from tests.tiny_models import FAMILIES, saved, tiny_model, tiny_tokenizer, word_level_tokenizer
+from tests.tiny_models import FAMILIES, GROUPED, saved, tiny_model, tiny_tokenizer, word_level_tokenizer
 
 load = functools.partial(mnemo.model.load, device="cpu")  # so that a GPU changes nothing here
 
@@ -69,7 +69,7 @@ def test_memory_and_directory_give_the_model_itself(family: str, tmp_path: Path)
         parameters = [p for module in trees for p in module._parameters.values() if p is not None]
         assert parameters and not any(p.requires_grad for p in parameters)
         assert (model.n_layers, model.n_heads, model.d_model, model.n_positions) == (2, 4, 32, 64)
-        assert model.n_kv_heads == (2 if family in ("llama", "qwen2", "gemma2", "mistral") else 4)
+        assert model.n_kv_heads == (2 if family in GROUPED else 4)
         assert (model.vocab_size, model.device.type) == (expected.shape[-1], "cpu")
         assert model.tokens.encode("decode VA== is").ids == tuple(tiny_tokenizer()("decode VA== is").input_ids)
     assert here.fingerprint == there.fingerprint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -103,20 +104,35 @@ def _client(address: str | None, *, workers: int) -> Iterator[Client]:
         with _quiet(), client:
             yield client
         return
-    with (
-        settings.set({"distributed.scheduler.allowed-failures": DEATHS}),
-        _quiet(),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            memory_limit=0,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
+    with settings.set({"distributed.scheduler.allowed-failures": DEATHS}), _quiet():
+        with _interrupts_held():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+                memory_limit=0,
+            )
+        with cluster, Client(cluster, set_as_default=False) as client:
+            yield client
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back, and for ever in threads and processes that are started meanwhile.
+
+    A terminal sends it to the workers too. One that was just starting would show a traceback of Python's own; they all
+    end with the client anyway.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

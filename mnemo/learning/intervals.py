@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +18,9 @@ class Interval(NamedTuple):
     runs: int
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Iterable[float]) -> Interval:
     """Return the mean of one value per run; values that are not finite are left out."""
-    known = np.asarray(values, dtype=float)
+    known = np.array([*values], dtype=float)
     known = known[np.isfinite(known)]
     if not len(known):
         return Interval(np.nan, np.nan, np.nan, 0)

@@ -142,7 +142,7 @@ _VIEW: Json = {
     "format": "mnemo view 1",
     "view": {"fact": "a", "beside": None, "least_share": 0.02, "top": 10, "group": "head", "pinned": ["MLP1@-2"]},
     "interventions": [],
-    "graph": [],
+    "graphs": [{"directed": True, "nodes": [], "edges": []}],
 }
 _RUN: Json = {
     "kind": "extract", "source": {"task": "nowhere", "facts": None, "model": "m"}, "seed": 0, "quick": True,
