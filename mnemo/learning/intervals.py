@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +30,8 @@ def interval(values: Iterable[float]) -> Interval:
     return Interval(float(known.mean()), float(known.mean() - half), float(known.mean() + half), len(known))
 
 
-def ratio_interval(above: Sequence[float], below: Sequence[float]) -> Interval:
+def ratio_interval(above: Iterable[float], below: Iterable[float]) -> Interval:
     """Return the geometric mean over runs of above / below; the interval is that of the logarithm."""
-    logs = interval(np.log(np.asarray(above, dtype=float) / np.asarray(below, dtype=float)).tolist())
+    logs = interval(np.log(np.array([*above], dtype=float) / np.array([*below], dtype=float)).tolist())
     value, low, high = np.exp(logs[:3]).tolist()
     return Interval(value, low, high, logs.runs)
