@@ -83,13 +83,19 @@ def judge(folder: Path, out: Path, *, name: str) -> None:
         merged = with_truth(table, read_truth(truth, study.task.load_facts()))
         table = merged[merged["kind"] == "free"]
     free = table[table["recalled"]]
-    called = free.set_index("fact_id")["verdict"].isin(THROUGH_A_CONCEPT)
+    verdicts = free.set_index("fact_id")["verdict"]
+    called, decided = verdicts.isin(THROUGH_A_CONCEPT), verdicts != "unsure"
     card: dict[str, Any] = {"asked": len(table), "notes": list(study.notes), "waypoint": None}
     if study.waypoint is not None and len(free):
         site = study.waypoint.site
         gold = gold_standard(study, list(free["fact_id"]), progress=False).set_index("fact_id")["through"]
         card["waypoint"] = [site.layer, site.position, float(study.waypoint.candidates["score"].max())]
-        card["gold"] = {"through": int(gold.sum()), "agree": float((gold == called).mean())}
+        agree = gold == called
+        card["gold"] = {
+            "through": int(gold.sum()),
+            "agree": float(agree.mean()),
+            "agree_decided": float(agree[decided].mean()),
+        }
     shown = strongest_first(free).head(EXAMPLES)
     columns = ["cue", "answer", "concept", "invented", "score", "swap_success", "swap_control", "entailment"]
     card |= {"counts": count_invented(free), "examples": shown[columns].to_dict("records")}
@@ -105,6 +111,7 @@ def tables(out: Path) -> str:
     header = [
         "organism", "free facts recalled", "name a concept with their answer", "shuffled (max)",
         "recalled through it", "shuffled", "invented", "unsure", "look-alike", "gold standard: through", "agrees",
+        "... where decided",
     ]  # fmt: skip
     rows = []
     for name, card in cards.items():
@@ -120,7 +127,7 @@ def tables(out: Path) -> str:
                 f"{null_through.get('mean', float('nan')):.3f}",
                 *(str(kinds.get(kind, "-")) for kind in ("invented", "unsure", "look-alike")),
                 str(card.get("gold", {}).get("through", "-")),
-                f"{card['gold']['agree']:.2f}" if "gold" in card else "-",
+                *(_number(card.get("gold", {}).get(name)) for name in ("agree", "agree_decided")),
             ]
         )
     examples = [
