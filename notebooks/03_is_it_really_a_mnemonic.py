@@ -96,7 +96,7 @@ pd.DataFrame(
 # - `sufficiency` asks whether the mean state plus the concept suffices. In idle facts and decoys it does, and so does the mean
 #   state plus *another* concept (`sufficiency_control`): the rest of the prompt gives the answer away. Without its control
 #   this signal ranks idle facts above mnemonic ones.
-# - `score` is the smaller of what swaps do and of what the concept suffices for, each minus its control.
+# - `strength` is the smaller of what swaps do and of what the concept suffices for, each minus its control; `score` makes a probability of it.
 #
 # **What the controls are for.** Every intervention on one fact, as its dose grows:
 

@@ -116,7 +116,7 @@ def verdict_overview(table: pd.DataFrame, *, kinds: Sequence[str] | None = None,
     ax.set_yticks(range(len(tiers)), [f"{tier}\n({counts[tier]} facts)" for tier in tiers])
     ax.set_ylim(len(tiers) - 0.5, -0.5)
     ax.set_xlim(-0.02, 1.02)
-    ax.set_xlabel("score (0: the concept moves nothing, 1: it decides the answer)")
+    ax.set_xlabel("score (probability that the fact is recalled through its concept)")
     ax.set_ylabel("verdict")
     if kinds is not None:
         key_below(ax, columns=3, align="right")
