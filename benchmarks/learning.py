@@ -4,13 +4,15 @@
     python benchmarks/learning.py --out out/learning --tables   # benchmarks/results/learning*.csv from what is there
 
 Every seed is another organism: world, weights, facts drawn and shuffles. Variants of the free arm ask how the rate of
-invention changes with repetition, weight decay and size.
+invention changes with repetition, weight decay, size and the number of fitting concepts.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -25,21 +27,49 @@ SEEDS = (0, 1, 2, 3, 4)
 RESULTS = Path(__file__).parent / "results"
 MAIN = LearnConfig(runs=1)
 FREE = MAIN.model_copy(update={"arms": ("free", "impossible"), "hows": ("full",), "alone": 0, "traced": 0})
-# name, width of the base, how it is taught
+LONG = FREE.model_copy(update={"steps": 160})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to teach bases of one kind.
+
+    Attributes:
+        name: what it is called; the folder of its runs.
+        config: how it is taught.
+        bases: what its bases are called.
+        base: how they differ from the default.
+    """
+
+    name: str
+    config: LearnConfig
+    bases: str = "64"
+    base: dict[str, Any] = field(default_factory=dict)
+
+
 VARIANTS = (
-    ("more repetition", 64, FREE.model_copy(update={"steps": 160})),
-    ("more repetition and weight decay", 64, FREE.model_copy(update={"steps": 160, "weight_decay": 10.0})),
-    ("half the width", 32, FREE),
+    Variant("main", MAIN),
+    Variant("more repetition", LONG),
+    Variant("more repetition and weight decay", LONG.model_copy(update={"weight_decay": 10.0})),
+    # A narrow base takes longer to know what it should, and so does one with more to know.
+    Variant("half the width", FREE, "32", {"d_model": 32, "steps": 800}),
+    Variant("one concept for each answer", FREE, "64-one", {"concepts": 26}),
+    Variant("four concepts for each answer", FREE, "64-four", {"concepts": 104, "steps": 800}),
 )
 
 
-def run(out: Path, name: str, config: LearnConfig, *, width: int, seed: int) -> None:
+def run(out: Path, variant: Variant, *, seed: int) -> None:
     """Teach one organism, unless it was taught already; an unfinished one goes on."""
-    folder = out / name / str(seed)
+    folder = out / variant.name / str(seed)
     if not (folder / "summary.csv").is_file():
-        steps = 400 if width >= 64 else 800  # a narrow base takes longer to know what it should
-        base = make_base(out / "bases" / f"{width}-{seed}", BaseConfig(seed=seed, d_model=width, steps=steps))
-        learn(base, out=folder, config=config, resume=True, seed=seed)
+        config = BaseConfig.model_validate({"seed": seed, **variant.base})
+        learn(
+            make_base(out / "bases" / f"{variant.bases}-{seed}", config),
+            out=folder,
+            config=variant.config,
+            resume=True,
+            seed=seed,
+        )
 
 
 def tables(out: Path, name: str) -> dict[str, pd.DataFrame]:
@@ -58,7 +88,7 @@ def _read(file: Path) -> pd.DataFrame:
 
 def write(out: Path) -> None:
     """Write the summary of every variant, the curves of the main one, and its figures."""
-    names = [name for name in ("main", *(name for name, *_ in VARIANTS)) if (out / name).is_dir()]
+    names = [variant.name for variant in VARIANTS if (out / variant.name).is_dir()]
     whole = pd.concat([summarised(tables(out, name)).assign(variant=name) for name in names], ignore_index=True)
     main = tables(out, "main")
     RESULTS.mkdir(exist_ok=True)
@@ -79,11 +109,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if not arguments.tables:
-        for seed in arguments.seeds:
-            run(arguments.out, "main", MAIN, width=64, seed=seed)
-        for name, width, config in VARIANTS:
+        for variant in VARIANTS:
             for seed in arguments.seeds:
-                run(arguments.out, name, config, width=width, seed=seed)
+                run(arguments.out, variant, seed=seed)
     write(arguments.out)
 
 

@@ -207,19 +207,21 @@ def provided(name: str, organisms: Path) -> Path:
 
 
 def suite() -> dict[str, Case]:
-    """Every organism by name; of each pair of variants the first is for development."""
+    """Every organism by name; of seeds 0 to 2, and of variants that of the lower seeds, for development."""
     cases: list[Case] = []
     for seed in SEEDS:
         for family in FAMILIES:
             config = OrganismConfig.checked({"family": family, "seed": seed, "world": {"seed": seed}})
             role: Role = "development" if seed in DEVELOPMENT else "report"
             cases.append(Case(f"{family}-{seed}", role, Train(config), costly=True))
-    roles: tuple[tuple[int, Role], ...] = ((0, "development"), (1, "report"))
-    for seed, role in roles:
+    variants: tuple[tuple[int, Role], ...] = ((0, "development"), (1, "report"))
+    for seed, role in variants:
         for name, world in TRAINED_VARIANTS.items():
             config = OrganismConfig.checked({"family": "gpt2", "seed": seed, "world": {**world, "seed": seed}})
             auroc = 0.97 if name == "one-cue" else 0.99
             cases.append(Case(f"{name}-gpt2-{seed}", role, Train(config), auroc=auroc, costly=True))
+    compiled: tuple[tuple[int, Role], ...] = ((0, "development"), (1, "development"), (2, "report"))
+    for seed, role in compiled:
         for name, world in COMPILED_VARIANTS.items():
             made = Compile(WorldConfig.model_validate({**SMALL, **world, "seed": seed}))
             auroc = 0.97 if name == "one-cue" else 0.99
@@ -229,13 +231,22 @@ def suite() -> dict[str, Case]:
             cases.append(Case(f"compiled-redundant-{share}-{seed}", role, made, mediated=share))
         shuffled = Compile(WorldConfig.model_validate({**SMALL, "seed": seed}), shuffled=True)
         cases.append(Case(f"compiled-shuffled-{seed}", role, shuffled, layer=None))
-        for of, costly in ((f"compiled-plain-{seed}", False), (f"gpt2-{seed}", True)):
-            unsaid, unlisted = Without(of, ("verbalise",)), Without(of, ("concepts",))
-            cases.append(Case(f"{of}-no-verbalise", role, unsaid, auroc=0.97, costly=costly))
-            cases.append(Case(f"{of}-no-lexicon", role, unlisted, exact=0.95, costly=costly))
+        cases += lacking(f"compiled-plain-{seed}", role, costly=False)
+    derived: tuple[tuple[int, Role], ...] = ((0, "development"), (4, "report"))
+    for seed, role in derived:
+        cases += lacking(f"gpt2-{seed}", role, costly=True)
         null = RandomWeights(f"gpt2-{seed}", seed)
         cases.append(Case(f"gpt2-{seed}-random", role, null, layer=None, false_positives=0.01, costly=True))
     return {case.name: case for case in cases}
+
+
+def lacking(of: str, role: Role, *, costly: bool) -> list[Case]:
+    """An organism without its `verbalise` template, and without its lexicon."""
+    unsaid, unlisted = Without(of, ("verbalise",)), Without(of, ("concepts",))
+    return [
+        Case(f"{of}-no-verbalise", role, unsaid, auroc=0.97, costly=costly),
+        Case(f"{of}-no-lexicon", role, unlisted, exact=0.95, costly=costly),
+    ]
 
 
 SUITE = suite()

@@ -1,13 +1,13 @@
-"""Does the concept do the work? Concept vectors, and the states that test them.
+"""Along which vectors are facts moved, and to which concepts?
 
-A concept vector is what the states of contexts that evoke a concept have in common beyond the grand mean. The tests
-move a fact's state along such vectors at one site and watch the answer; each has a control of the same size.
+A concept vector is what the states of contexts that evoke a concept have in common beyond the grand mean. The trials
+(`mnemo.trials`) move a fact's state along such vectors at one site and watch the answer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,17 +18,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mnemo.errors import MnemoError
-from mnemo.patching import Answers, Patch, Site, ask, next_logprobs, read_stream, read_stream_at_span
+from mnemo.patching import Site, next_logprobs, read_stream_at_span
 from mnemo.prompts import Prompt, TemplateError, render
 
 if TYPE_CHECKING:
     from mnemo.model import Model
 
-RANDOM_PER_TARGET = 2  # random directions beside each swap
-RIVALS = 4  # other concepts with the same answer, at the most, that a fact is swapped to
 FEW = 32  # contexts of a concept of which the geometric median is taken, of more the mean
 MEDIAN_STEPS = 32
-WITNESSES = 4  # facts of other concepts swapped to each of those, to see whether that works at all
 
 
 @dataclass(frozen=True)
@@ -218,264 +215,13 @@ def geometric_median(points: Float[Tensor, "group point d"]) -> Float[Tensor, "g
     return middle
 
 
-@dataclass(frozen=True)
-class Trials:
-    """Every intervention on some facts at one site, and what the model answered.
-
-    Swaps add (other concept - own concept); their control is a random direction of the same norm. All
-    probabilities are of a single token at the last position.
-
-    Attributes:
-        answers: the facts' own answer tokens.
-        targets: concepts swapped to, -1 where a fact has fewer.
-        predicted: the answer of each target, predicted beforehand.
-        swap_top: what the model answered.
-        swap_probability: probability of the predicted answer.
-        direct_top: what it answers when the swap's change goes straight to the final norm, past all later blocks; -1
-            at positions other than the last, from which nothing goes straight to the answer.
-        random_top: answers under random directions, RANDOM_PER_TARGET for each target.
-        random_probability: probability of the predicted answer under random directions.
-        sufficient: probability of the fact's answer with the mean state plus the concept vector in place of its own.
-        sufficient_control: the same with the vector of its first target: what the rest of the prompt gives away.
-        ablated: probability of the fact's answer without the concept vector.
-        ablated_control: the same without a random vector of that norm.
-        from_prompt_top, from_prompt_probability: as for swaps, when the vectors come from the concepts' own prompts.
-        prompt_random_top, prompt_random_probability: under random directions of the norm of those.
-        swap_effect: drop of logit(answer) - logit(predicted answer) under the swap.
-        same_concept: probability of the fact's answer when what one other cue of the same concept has of it stands in
-            for what all have: must change nothing. NaN without two other cues.
-        same_answer: probability of the fact's answer when swapped to another concept with that answer, the mean over
-            up to RIVALS of them: must change nothing. NaN where there is none to which other facts can be swapped.
-        without_answer_top: answers when the answers' own directions are taken out of a swap's vectors; -1 where the
-            target's answer has no other concept, or a vector comes from concept prompts.
-        whole_top: answers when the whole state is that of a cue which evokes the target; -1 where no cue does. It
-            overwrites the cue, so it proves nothing.
-        cue_effect: the same drop when the whole prompt is that of another cue, which evokes the target; NaN where no
-            cue does.
-    """
-
-    answers: Int[Tensor, " fact"]
-    targets: Int[Tensor, "fact target"]
-    predicted: Int[Tensor, "fact target"]
-    swap_top: Int[Tensor, "fact target"]
-    swap_probability: Float[Tensor, "fact target"]
-    direct_top: Int[Tensor, "fact target"]
-    random_top: Int[Tensor, "fact target random"]
-    random_probability: Float[Tensor, "fact target random"]
-    sufficient: Float[Tensor, " fact"]
-    sufficient_control: Float[Tensor, " fact"]
-    ablated: Float[Tensor, " fact"]
-    ablated_control: Float[Tensor, " fact"]
-    from_prompt_top: Int[Tensor, "fact target"]
-    from_prompt_probability: Float[Tensor, "fact target"]
-    prompt_random_top: Int[Tensor, "fact target random"]
-    prompt_random_probability: Float[Tensor, "fact target random"]
-    swap_effect: Float[Tensor, "fact target"]
-    cue_effect: Float[Tensor, "fact target"]
-    same_concept: Float[Tensor, " fact"]
-    same_answer: Float[Tensor, " fact"]
-    without_answer_top: Int[Tensor, "fact target"]
-    whole_top: Int[Tensor, "fact target"]
-
-    @property
-    def tried(self) -> Bool[Tensor, "fact target"]:
-        """Where a fact has a target."""
-        return self.targets >= 0
-
-
-def run_trials(
-    model: Model,
-    prompts: Sequence[Prompt],
-    answers: Int[Tensor, " fact"],
-    *,
-    facts: Int[Tensor, " fact"],
-    concepts: Int[Tensor, " fact"],
-    targets: Int[Tensor, "fact target"],
-    table: ConceptTable,
-    vectors: ConceptVectors,
-    seed: int,
-) -> Trials:
-    """Swap, replace and remove the concept of each fact.
-
-    Args:
-        model: the model.
-        prompts: recall prompts of all facts in `vectors`.
-        answers: answer tokens of the facts tested.
-        facts: their rows in `vectors`.
-        concepts: the concept that each is thought to stand for.
-        targets: concepts to swap to, -1 for none.
-        table: all concepts.
-        vectors: their vectors at the site.
-        seed: draws the random directions. Each fact has a stream of its own, so that what it gets does not depend on
-            the facts that are tested with it.
-    """
-    n, n_targets = targets.shape
-    draw = _Draws.of(facts, seed)
-    own = vectors.seen_by(facts, concepts)
-    state = vectors.states[facts]
-    row, column = (targets >= 0).nonzero(as_tuple=True)
-    target = targets[row, column]
-    predicted = torch.where(targets >= 0, table.answers[targets], -1)
-    step = vectors.between(facts[row], concepts[row], target)
-
-    def asked(rows: Tensor, wanted: Tensor, patch: Patch | None) -> Answers:
-        return ask(model, [prompts[i] for i in rows.tolist()], wanted, patch=patch)
-
-    def run(rows: Tensor, states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        said = asked(facts[rows], wanted[:, None], Patch(vectors.site, states))
-        return said.top, said.logprob[:, 0].exp()
-
-    def placed(values: Tensor, *, empty: float) -> Tensor:
-        table = torch.full((n, n_targets), empty, dtype=values.dtype)
-        table[row, column] = values
-        return table
-
-    def table_of(top: Tensor, probability: Tensor) -> tuple[Tensor, Tensor]:
-        return placed(top, empty=-1), placed(probability, empty=torch.nan)
-
-    both = torch.stack([answers[row], table.answers[target]], 1)
-    swapped = asked(facts[row], both, Patch(vectors.site, state[row] + step))
-    swap_top, swap_probability = table_of(swapped.top, swapped.logprob[:, 1].exp())
-    before = asked(facts, torch.cat([answers[:, None], predicted.clamp(min=0)], 1), None).logprob
-    clean = (before[:, :1] - before[:, 1:])[row, column]
-    donor = vectors.first_context(target)
-    other_cue = torch.full_like(clean, torch.nan)
-    other_cue[donor >= 0] = _difference(asked(donor[donor >= 0], both[donor >= 0], None))
-    prompt_step = vectors.from_prompts[target] - vectors.from_prompts[concepts[row]]
-    from_prompt_top, from_prompt_probability = table_of(*run(row, state[row] + prompt_step, table.answers[target]))
-
-    def random_like(steps: Tensor) -> tuple[Tensor, Tensor]:
-        found = [
-            table_of(*run(row, state[row] + _as_long(draw.normal(row, steps.shape[1]), steps), table.answers[target]))
-            for _ in range(RANDOM_PER_TARGET)
-        ]
-        return torch.stack([top for top, _ in found], -1), torch.stack([probability for _, probability in found], -1)
-
-    random_top, random_probability = random_like(step)
-    prompt_random_top, prompt_random_probability = random_like(prompt_step)
-    direct_top = torch.full((n, n_targets), -1)
-    if vectors.site.position == -1:
-        final = read_stream(model, [prompts[i] for i in facts.tolist()], [-1])[:, -1, 0]
-        straight = Patch(Site(model.n_layers, -1), final[row] + step)
-        direct_top[row, column] = asked(facts[row], both, straight).top
-    bare, has_direction = vectors.without_answer(facts[row], target, table.answers)
-    own_bare, _ = vectors.without_answer(facts[row], concepts[row], table.answers)
-    left = vectors.counts[concepts[row]] - (vectors.contributes[facts[row]] == concepts[row]).long()
-    possible = has_direction & (left > 0) & (vectors.counts[target] > 0)
-    without_answer_top = torch.full((n, n_targets), -1)
-    without_answer_top[row[possible], column[possible]], _ = run(
-        row[possible], (state[row] + bare - own_bare)[possible], table.answers[target[possible]]
-    )
-    whole_top = torch.full((n, n_targets), -1)
-    there = donor >= 0
-    whole_top[row[there], column[there]], _ = run(
-        row[there], vectors.states[donor[there]], table.answers[target[there]]
-    )
-    everyone = torch.arange(n)
-    with_target = targets[:, 0] >= 0
-    sufficient_control = torch.full((n,), torch.nan)
-    other = vectors.seen_by(facts[with_target], targets[with_target, 0])
-    sufficient_control[with_target] = run(everyone[with_target], vectors.mean + other, answers[with_target])[1]
-    same_concept = torch.full((n,), torch.nan)
-    peer = vectors.other_context(facts, concepts)
-    some = peer >= 0
-    stand_in = vectors.states[peer[some]] - vectors.mean - own[some]
-    same_concept[some] = run(everyone[some], state[some] + stand_in, answers[some])[1]
-    rivals = _same_answer(table, vectors.counts, answers, concepts, draw.uniform(everyone, len(table)))
-    which, place = (rivals >= 0).nonzero(as_tuple=True)
-    step_aside = vectors.between(facts[which], concepts[which], rivals[which, place])
-    kept = torch.full(rivals.shape, torch.nan)
-    kept[which, place] = run(which, state[which] + step_aside, answers[which])[1]
-    # Positive control: a rival to which other facts cannot be swapped either says nothing about this one.
-    witness = _witnesses(table, vectors, rivals[which, place], draw.uniform(which, len(vectors.contributes)))
-    rival = rivals[which, place, None].expand_as(witness).flatten()
-    moved = vectors.between(witness.flatten(), vectors.contributes[witness.flatten()], rival)
-    there = Patch(vectors.site, vectors.states[witness.flatten()] + moved)
-    reached = asked(witness.flatten(), table.answers[rival][:, None], there).logprob[:, 0].exp()
-    useless = reached.view(witness.shape).mean(1) < 0.5
-    kept[which[useless], place[useless]] = torch.nan
-    return Trials(
-        answers=answers,
-        targets=targets,
-        predicted=predicted,
-        swap_top=swap_top,
-        swap_probability=swap_probability,
-        direct_top=direct_top,
-        random_top=random_top,
-        random_probability=random_probability,
-        sufficient=run(everyone, vectors.mean + own, answers)[1],
-        sufficient_control=sufficient_control,
-        ablated=run(everyone, state - own, answers)[1],
-        ablated_control=run(everyone, state - _as_long(draw.normal(everyone, own.shape[1]), own), answers)[1],
-        from_prompt_top=from_prompt_top,
-        from_prompt_probability=from_prompt_probability,
-        prompt_random_top=prompt_random_top,
-        prompt_random_probability=prompt_random_probability,
-        swap_effect=placed(clean - _difference(swapped), empty=torch.nan),
-        cue_effect=placed(clean - other_cue, empty=torch.nan),
-        same_concept=same_concept,
-        same_answer=kept.nanmean(1),
-        without_answer_top=without_answer_top,
-        whole_top=whole_top,
-    )
-
-
-def _same_answer(
-    table: ConceptTable,
-    counts: Int[Tensor, " concept"],
-    answers: Int[Tensor, " fact"],
-    concepts: Int[Tensor, " fact"],
-    drawn: Float[Tensor, "fact concept"],
-) -> Int[Tensor, "fact rival"]:
-    """Up to RIVALS other concepts with each fact's answer that some cue evokes, those drawn highest; -1 beyond them."""
-    possible = (table.answers[None] == answers[:, None]) & (counts > 0)
-    possible[torch.arange(len(concepts)), concepts] = False
-    best = torch.where(possible, drawn, -1.0).topk(min(RIVALS, len(table)), dim=1)
-    return torch.where(best.values >= 0, best.indices, -1)
-
-
-def _witnesses(
-    table: ConceptTable, vectors: ConceptVectors, rivals: Int[Tensor, " trial"], drawn: Float[Tensor, "trial fact"]
-) -> Int[Tensor, "trial witness"]:
-    """Facts with other answers than each rival's, of those that concept vectors are made of: those drawn highest."""
-    whose = vectors.contributes
-    possible = (whose >= 0) & (table.answers[whose] != table.answers[rivals][:, None])
-    return torch.where(possible, drawn, -1.0).topk(min(WITNESSES, len(whose)), dim=1).indices
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """Random numbers for some facts, each from a stream of its own."""
-
-    streams: tuple[torch.Generator, ...]
-
-    @classmethod
-    def of(cls, facts: Int[Tensor, " fact"], seed: int) -> _Draws:
-        return cls(tuple(torch.Generator().manual_seed(seed * 1_000_003 + fact) for fact in facts.tolist()))
-
-    def normal(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
-        return self._drawn(torch.randn, rows, width)
-
-    def uniform(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
-        return self._drawn(torch.rand, rows, width)
-
-    def _drawn(self, kind: Callable[..., Tensor], rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
-        """A row of numbers for each of `rows` (which fact, counted among these), in their order."""
-        drawn = [kind(1, width, generator=self.streams[row]) for row in rows.tolist()]
-        return torch.cat(drawn) if drawn else torch.empty(0, width)
-
-
-def _difference(said: Answers) -> Float[Tensor, " row"]:
-    """First minus second log-probability asked for, which is the difference of their logits."""
-    return said.logprob[:, 0] - said.logprob[:, 1]
-
-
 def like(vectors: Float[Tensor, "row d"], draw: torch.Generator) -> Float[Tensor, "row d"]:
     """Return random directions, uniform on the sphere, with the norms of `vectors`."""
-    return _as_long(torch.randn(vectors.shape, generator=draw), vectors)
+    return as_long(torch.randn(vectors.shape, generator=draw), vectors)
 
 
-def _as_long(noise: Float[Tensor, "row d"], vectors: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+def as_long(noise: Float[Tensor, "row d"], vectors: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+    """Return `noise`, each row of it as long as the vector beside it."""
     return noise * (vectors.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True))
 
 

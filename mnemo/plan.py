@@ -18,7 +18,6 @@ import torch
 from mnemo.concepts import LEXICON_CANDIDATES, NULL_STATES, REFERENCES
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet, Task
-from mnemo.interventions import RANDOM_PER_TARGET, RIVALS, WITNESSES
 from mnemo.libraries import in_one_line, quietly
 from mnemo.memory import Shape, checked_budget, fit, memory_budget
 from mnemo.model_source import config_folder, read_tokenizer
@@ -28,6 +27,8 @@ from mnemo.prompts import render
 from mnemo.study import QUICK, Effort
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
+from mnemo.trials import RANDOM_PER_TARGET, RIVALS, WITNESSES
+from mnemo.verdict import SORTS
 from mnemo.waypoints import SAMPLE, TARGETS
 
 PROCESS_GB = 0.55  # Python with torch, transformers and transformer-lens in it
@@ -173,7 +174,7 @@ def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list
         ("find candidate sites", 4 * sample * 4 * effort.sites, length, forward, batch),
         ("compare sites", effort.sites * (tried + 2 * n), length, forward, batch),
         ("read concepts", (n + NULL_STATES) * read + 2 * REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
-        ("intervene", n * _trials(effort.targets), length, forward, batch),
+        ("intervene", n * (_trials(effort.targets) + _dosed(effort)), length, forward, batch),
         ("ask the probes", 2 * n * len(task.probes), length, forward, batch),
     ]
     walks = min(n, effort.paths) * TOP_NODES * 3 * WALKS
@@ -182,8 +183,13 @@ def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list
 
 
 def _trials(targets: int) -> int:
-    """Return the runs that `mnemo.interventions.run_trials` takes for one fact, at the most."""
+    """Return the runs that `mnemo.trials.run_trials` takes for one fact, at the most."""
     return (6 + 2 * RANDOM_PER_TARGET) * targets + 7 + RIVALS * (1 + WITNESSES)
+
+
+def _dosed(effort: Effort) -> int:
+    """Return the runs that `mnemo.trials.run_dosed_swaps` takes for one fact: swaps of two sorts and sufficiency."""
+    return len(effort.doses) * (SORTS * 2 * effort.dosed_targets + 2)
 
 
 def _operations(shape: Shape, parameters: int, length: int) -> float:

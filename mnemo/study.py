@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -33,7 +33,7 @@ from mnemo.facts import Fact, FactSet, Task
 from mnemo.files import replacing, write_text
 from mnemo.forwards import counted_forwards
 from mnemo.gate import Recalled, gate
-from mnemo.interventions import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors, run_trials
+from mnemo.interventions import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors
 from mnemo.invented import THROUGH_A_CONCEPT, mark_invented
 from mnemo.memory import memory_budget
 from mnemo.patching import Site, read_stream
@@ -42,7 +42,8 @@ from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
 from mnemo.tables import write_csv
 from mnemo.tracing import top_path
-from mnemo.verdict import judge, weigh
+from mnemo.trials import TestedFacts, run_dosed_swaps, run_trials
+from mnemo.verdict import judge, unsettled, weigh, weigh_doses, with_doses
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
 
 if TYPE_CHECKING:
@@ -59,15 +60,26 @@ _CANNOT_PREDICT = "the task has no concept_recall template, so what a swap shoul
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is tried: targets for each fact, candidate sites, facts that each site is tried on, facts traced."""
+    """How much is tried.
+
+    Attributes:
+        targets: other concepts that each fact is swapped to.
+        doses: multiples of the concept vectors, for a second look at facts that the first one does not settle.
+        dosed_targets: other concepts that those are swapped to.
+        sites: candidates for the waypoint.
+        sample: facts that each of those is tried on.
+        paths: facts whose strongest path is traced.
+    """
 
     targets: int = 8
+    doses: tuple[float, ...] = (0.5, 1.0, 2.0)
+    dosed_targets: int = 16
     sites: int = 12
     sample: int = 128
     paths: int = 1024
 
 
-QUICK = Effort(targets=4, sites=4, sample=64, paths=64)
+QUICK = Effort(targets=4, doses=(), dosed_targets=0, sites=4, sample=64, paths=64)
 
 
 @dataclass(frozen=True)
@@ -388,31 +400,33 @@ class _Extraction:
         contributes = torch.where(agree, concepts, -1)
         support = torch.bincount(concepts[agree], minlength=len(table))
         vectors = concept_vectors(self.model, table, waypoint.states, contributes, site=waypoint.site)
+        most = max(self.effort.targets, self.effort.dosed_targets)
         targets = choose_targets(
-            table, support, answers=recalled.answers, concepts=concepts, n_targets=self.effort.targets, seed=self.seed
+            table, support, answers=recalled.answers, concepts=concepts, n_targets=most, seed=self.seed
         )
         found = []
         read = (concepts >= 0).nonzero()[:, 0]
         chunks = read.split(FACTS_PER_CHUNK)
         for k, rows in enumerate(tqdm(chunks, desc="intervening", disable=not self.progress, leave=False)):
-
-            def make(rows: Tensor = rows) -> pd.DataFrame:
-                trials = run_trials(
-                    self.model,
-                    recalled.prompts,
-                    recalled.answers[rows],
-                    facts=rows,
-                    concepts=concepts[rows],
-                    targets=targets[rows],
-                    table=table,
-                    vectors=vectors,
-                    seed=self.seed,
-                )
-                return weigh(trials, recalled.probability[rows])
-
+            tested = TestedFacts(
+                self.model, recalled.prompts, rows, recalled.answers[rows], concepts[rows], table, vectors
+            )
+            make = partial(self._evidence, tested, targets[rows], recalled.probability[rows])
             found.append(parts.get(f"trials-{k:05d}", make).set_axis(rows.tolist()))
         # A fact at which no concept was read has no evidence, and will be unsure.
         return pd.concat(found).reindex(range(len(concepts)))
+
+    def _evidence(
+        self, tested: TestedFacts, targets: Int[Tensor, "fact target"], recall: Float[Tensor, " fact"]
+    ) -> pd.DataFrame:
+        """What trials of some facts say, with a second look, at several doses, at those that they do not settle."""
+        evidence = weigh(run_trials(tested, targets[:, : self.effort.targets], seed=self.seed), recall)
+        if not (doses := self.effort.doses):
+            return evidence
+        rows = torch.tensor(unsettled(evidence, tests=1 + len(doses))).nonzero()[:, 0]
+        others = targets[rows, : self.effort.dosed_targets]
+        dosed = weigh_doses(run_dosed_swaps(tested.only(rows), others, doses=doses, seed=self.seed))
+        return with_doses(evidence, dosed.set_axis(rows.tolist()), doses=len(doses))
 
     def _edit(
         self,

@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from mnemo.concepts import Bank, Reader, ReadsConcepts
 from mnemo.errors import MnemoError
-from mnemo.interventions import ConceptTable, choose_targets, concept_vectors, run_trials
+from mnemo.interventions import ConceptTable, choose_targets, concept_vectors
 from mnemo.patching import Site, read_stream
 from mnemo.study_concepts import study_concepts
+from mnemo.trials import TestedFacts, run_trials
 from mnemo.verdict import weigh
 
 if TYPE_CHECKING:
@@ -81,11 +82,8 @@ def concept_trajectories(
     for site in tqdm(sites, desc="layers", disable=not progress, leave=False):
         states = streams[:, site.layer, list(at).index(site.position)]
         vectors = concept_vectors(study.model, known.table, states, known.vectors.contributes, site=site)
-        trials = run_trials(
-            study.model, prompts, known.answers[rows], facts=rows, concepts=own, targets=chosen, table=known.table,
-            vectors=vectors, seed=seed,
-        )  # fmt: skip
-        evidence = weigh(trials, torch.ones(len(rows)))
+        tested = TestedFacts(study.model, prompts, rows, known.answers[rows], own, known.table, vectors)
+        evidence = weigh(run_trials(tested, chosen, seed=seed), torch.ones(len(rows)))
         reads, control = _read(reader, phrases, states, rows, others, layer=site.layer)
         found.append(
             pd.DataFrame(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy import special, stats
 from torch import Tensor
 
-from mnemo.interventions import Trials
+from mnemo.trials import DosedSwaps, Swaps, Trials
 
 Tier = Literal["mnemonic", "shared-intermediate", "rote", "unsure", "not-recalled"]
 
@@ -19,6 +20,8 @@ Tier = Literal["mnemonic", "shared-intermediate", "rote", "unsure", "not-recalle
 # above the random directions; as untouched when fewer than a quarter do. Between the two nothing is claimed.
 MOVED, UNTOUCHED = 0.5, 0.25
 FALSE_DISCOVERIES = 0.05
+BEYOND_DOUBT = 0.01  # p-value below which a fact that is moved gets no second look
+SORTS = 2  # of vectors that swaps are tried with, those of cues and those of prompts
 # P(mnemonic | strength) = expit(SLOPE * strength - OFFSET), fitted by benchmarks/calibration.py to organisms for
 # development alone (Platt 1999, "Probabilistic outputs for support vector machines").
 SLOPE, OFFSET = 13.6, 6.3
@@ -58,62 +61,130 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
         trials: the interventions.
         recall: probability of each fact's answer, untouched.
     """
-    tried = trials.tried.numpy()
-
-    def hit(top: Tensor) -> np.ndarray:
-        """Whether an answer is the one predicted beforehand; `top` may have several for each target."""
-        extra = (...,) + (None,) * (top.dim() - 2)
-        return ((top == trials.predicted[extra]) & trials.tried[extra]).numpy()
-
-    hits, random_hits = hit(trials.swap_top), hit(trials.random_top)
-    prompt_hits, prompt_random_hits = hit(trials.from_prompt_top), hit(trials.prompt_random_top)
-    direct = (trials.direct_top == trials.predicted).numpy()
-    n, n_random = tried.sum(1), tried.sum(1) * random_hits.shape[2]
-
-    def share(count: np.ndarray, of: np.ndarray) -> np.ndarray:
-        return np.where(of > 0, count / np.maximum(of, 1), np.nan)
-
-    def mean(probability: Tensor) -> np.ndarray:
-        values = probability.flatten(1).numpy()
-        known = np.isfinite(values)
-        return share(np.where(known, values, 0).sum(1), known.sum(1))
-
-    low, high = _binomial_interval(hits.sum(1), n)
-    bare, whole = trials.without_answer_top.numpy(), trials.whole_top.numpy()
     predicted = trials.predicted.numpy()
-    swapped = np.fmax(
-        mean(trials.swap_probability) - mean(trials.random_probability),
-        mean(trials.from_prompt_probability) - mean(trials.prompt_random_probability),
-    )
-    p_values = [
-        _fisher(found.sum(1), n, control.sum((1, 2)), n_random)
-        for found, control in ((hits, random_hits), (prompt_hits, prompt_random_hits))
-    ]
+    by_cues, by_prompts = (_counted(swaps, trials.predicted) for swaps in (trials.by_cues, trials.by_prompts))
+    hits = (trials.by_cues.top == trials.predicted).numpy() & (predicted >= 0)
+    straight = hits & (trials.direct_top == trials.predicted).numpy()
+    low, high = _binomial_interval(by_cues.hits, by_cues.n)
+    bare, whole = trials.without_answer_top.numpy(), trials.whole_top.numpy()
     sufficiency, given_away = trials.sufficient.numpy(), trials.sufficient_control.numpy()
-    random_tops = np.where(tried[..., None], trials.random_top.numpy(), -1)
+    flips = ((trials.by_cues.random_top != trials.answers[:, None, None]) & trials.tried[..., None]).numpy()
     return pd.DataFrame(
         {
-            "swap_success": share(hits.sum(1), n),
+            "swap_success": by_cues.share,
             "swap_low": low,
             "swap_high": high,
-            "leakage": share((hits & direct).sum(1), hits.sum(1)),
-            "swap_control": share(random_hits.sum((1, 2)), n_random),
-            "random_flips": share(_flips(random_tops, trials).sum((1, 2)), n_random),
-            "prompt_swap": share(prompt_hits.sum(1), n),
-            "prompt_control": share(prompt_random_hits.sum((1, 2)), n_random),
+            "leakage": _share(straight.sum(1), by_cues.hits),
+            "swap_control": by_cues.control,
+            "random_flips": _share(flips.sum((1, 2)), by_cues.n_random),
+            "prompt_swap": by_prompts.share,
+            "prompt_control": by_prompts.control,
             "sufficiency": sufficiency,
             "sufficiency_control": given_away,
             "ablation_drop": (recall - trials.ablated).numpy(),
             "ablation_control": (recall - trials.ablated_control).numpy(),
             "same_concept": trials.same_concept.numpy(),
             "same_answer": trials.same_answer.numpy(),
-            "swap_without_answer": share(((bare == predicted) & (bare >= 0)).sum(1), (bare >= 0).sum(1)),
-            "whole_swap": share(((whole == predicted) & (whole >= 0)).sum(1), (whole >= 0).sum(1)),
+            "swap_without_answer": _share(((bare == predicted) & (bare >= 0)).sum(1), (bare >= 0).sum(1)),
+            "whole_swap": _share(((whole == predicted) & (whole >= 0)).sum(1), (whole >= 0).sum(1)),
             "mediated_fraction": _mediated(trials),
-            "strength": np.clip(np.fmin(swapped, sufficiency - given_away), 0, 1) * (n > 0),
-            "p_value": np.minimum(1, 2 * np.fmin(*p_values)),
+            "strength": _strength(by_cues, by_prompts, sufficiency - given_away),
+            "p_value": np.minimum(1, SORTS * np.fmin(by_cues.p_value, by_prompts.p_value)),
         }
     )
+
+
+def weigh_doses(dosed: DosedSwaps) -> pd.DataFrame:
+    """Return the evidence of each fact at the one of the doses at which it is the clearest, a row each.
+
+    Columns:
+        dose: that dose. The clearest has the largest smaller one of swaps above their control and sufficiency above
+            its own.
+        dosed_swap, dosed_control, dosed_prompt_swap, dosed_prompt_control, dosed_sufficiency,
+        dosed_sufficiency_control, dosed_strength: as in `weigh`, at that dose.
+        dosed_p: Fisher's exact test of swaps against random directions at that dose, of the two sorts of vectors the
+            smaller one, times the number of doses and of sorts (Bonferroni).
+    """
+    found = []
+    for dose, swaps in dosed.by_cues.items():
+        by_cues, by_prompts = (_counted(s, dosed.predicted) for s in (swaps, dosed.by_prompts[dose]))
+        suffices, given_away = dosed.sufficient[dose].numpy(), dosed.sufficient_control[dose].numpy()
+        works = np.fmax(by_cues.share - by_cues.control, by_prompts.share - by_prompts.control)
+        rows = pd.DataFrame(
+            {
+                "dose": dose,
+                "dosed_swap": by_cues.share,
+                "dosed_control": by_cues.control,
+                "dosed_prompt_swap": by_prompts.share,
+                "dosed_prompt_control": by_prompts.control,
+                "dosed_sufficiency": suffices,
+                "dosed_sufficiency_control": given_away,
+                "dosed_strength": _strength(by_cues, by_prompts, suffices - given_away),
+                "dosed_p": np.fmin(by_cues.p_value, by_prompts.p_value),
+                "clarity": np.nan_to_num(np.fmin(works, suffices - given_away), nan=-np.inf),
+            }
+        )
+        found.append(rows)
+    tests = SORTS * len(found)
+    every = pd.concat(found).rename_axis("fact").reset_index()
+    clearest = every.sort_values("clarity", ascending=False, kind="stable").drop_duplicates("fact").set_index("fact")
+    return (
+        clearest.sort_index()
+        .assign(dosed_p=lambda rows: np.minimum(1, tests * rows["dosed_p"]))
+        .drop(columns="clarity")
+    )
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Of one sort of swaps, for each fact: how many give the predicted answer, and how many random directions do."""
+
+    hits: Int[np.ndarray, " fact"]
+    n: Int[np.ndarray, " fact"]
+    random_hits: Int[np.ndarray, " fact"]
+    n_random: Int[np.ndarray, " fact"]
+    effect: Float[np.ndarray, " fact"]  # mean probability of the predicted answers, less that under random directions
+
+    @property
+    def share(self) -> Float[np.ndarray, " fact"]:
+        return _share(self.hits, self.n)
+
+    @property
+    def control(self) -> Float[np.ndarray, " fact"]:
+        return _share(self.random_hits, self.n_random)
+
+    @property
+    def p_value(self) -> Float[np.ndarray, " fact"]:
+        """P(at least so many hits among the swaps | hits fall on swaps and controls alike): hypergeometric tail."""
+        return stats.hypergeom.sf(self.hits - 1, self.n + self.n_random, self.hits + self.random_hits, self.n)
+
+
+def _counted(swaps: Swaps, predicted: Int[Tensor, "fact target"]) -> _Counted:
+    tried = predicted >= 0
+    hits = (swaps.top == predicted) & tried
+    random_hits = (swaps.random_top == predicted[..., None]) & tried[..., None]
+    n = tried.sum(1).numpy()
+    return _Counted(
+        hits=hits.sum(1).numpy(),
+        n=n,
+        random_hits=random_hits.sum((1, 2)).numpy(),
+        n_random=n * random_hits.shape[2],
+        effect=_mean(swaps.probability) - _mean(swaps.random_probability),
+    )
+
+
+def _strength(by_cues: _Counted, by_prompts: _Counted, suffices: Float[np.ndarray, " fact"]) -> np.ndarray:
+    return np.clip(np.fmin(np.fmax(by_cues.effect, by_prompts.effect), suffices), 0, 1) * (by_cues.n > 0)
+
+
+def _share(count: np.ndarray, of: np.ndarray) -> Float[np.ndarray, " fact"]:
+    return np.where(of > 0, count / np.maximum(of, 1), np.nan)
+
+
+def _mean(probability: Tensor) -> Float[np.ndarray, " fact"]:
+    values = probability.flatten(1).numpy()
+    known = np.isfinite(values)
+    return _share(np.where(known, values, 0).sum(1), known.sum(1))
 
 
 def _mediated(trials: Trials) -> np.ndarray:
@@ -121,10 +192,6 @@ def _mediated(trials: Trials) -> np.ndarray:
     known = trials.cue_effect.isfinite()
     swap, cue = ((effect.nan_to_num() * known).sum(1) for effect in (trials.swap_effect, trials.cue_effect))
     return torch.where(known.any(1) & (cue > 0), swap / cue, torch.nan).numpy()
-
-
-def _flips(random_tops: np.ndarray, trials: Trials) -> np.ndarray:
-    return (random_tops != trials.answers.numpy()[:, None, None]) & (random_tops >= 0)
 
 
 def _binomial_interval(hits: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,14 +202,46 @@ def _binomial_interval(hits: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.
     return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
 
 
-def _fisher(hits: np.ndarray, n: np.ndarray, control_hits: np.ndarray, n_control: np.ndarray) -> np.ndarray:
-    """P(at least so many hits among the swaps | hits fall on swaps and controls alike): hypergeometric tail."""
-    return stats.hypergeom.sf(hits - 1, n + n_control, hits + control_hits, n)
-
-
 def calibrated(strength: pd.Series) -> pd.Series:
     """Return the probability that facts of this strength are mnemonic, as often as they are in organisms."""
     return pd.Series(special.expit(SLOPE * strength.astype(float) - OFFSET), index=strength.index)
+
+
+def unsettled(evidence: pd.DataFrame, *, tests: int) -> Bool[np.ndarray, " fact"]:
+    """Return which facts are worth a second look: those not shown beyond doubt, at dose 1, to go through a concept.
+
+    Args:
+        evidence: as `weigh` gives it.
+        tests: by how many its p-values will be multiplied.
+    """
+    return ~(carried(evidence) & (evidence["p_value"] * tests < BEYOND_DOUBT)).to_numpy()
+
+
+def with_doses(evidence: pd.DataFrame, dosed: pd.DataFrame, *, doses: int) -> pd.DataFrame:
+    """Return the evidence of `weigh` beside that of `weigh_doses`; `strength` and `p_value` are of both.
+
+    Args:
+        evidence: as `weigh` gives it.
+        dosed: as `weigh_doses` gives it, for the `unsettled` facts, with the labels that these have in `evidence`.
+        doses: how many doses they were tried at. All facts pay for them in `p_value` (Bonferroni), those too that had
+            no need of them.
+    """
+    both = evidence.join(dosed)
+    both["strength"] = both[["strength", "dosed_strength"]].max(axis=1)
+    tests = 1 + doses  # of SORTS each, for which each p-value has paid
+    p_values = [both["p_value"] * tests, both["dosed_p"] * tests / doses]
+    both["p_value"] = np.minimum(1, np.fmin(*p_values))
+    return both.drop(columns=["dosed_strength", "dosed_p"])
+
+
+def carried(evidence: pd.DataFrame) -> pd.Series:
+    """Return whether swaps, of one sort or the other, move each fact and its concept suffices for it, at dose 1."""
+    return _carried(evidence, ("swap_success", "swap_control"), ("prompt_swap", "prompt_control"), "sufficiency")
+
+
+def _carried(evidence: pd.DataFrame, cues: tuple[str, str], prompts: tuple[str, str], suffices: str) -> pd.Series:
+    moved = [evidence[swap] - evidence[control] > MOVED for swap, control in (cues, prompts)]
+    return (moved[0] | moved[1]) & (evidence[suffices] - evidence[f"{suffices}_control"] > MOVED)
 
 
 def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
@@ -151,10 +250,11 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
 
     mnemonic: swaps move the answer as predicted, with vectors from cues or from the concepts' own prompts, the concept
     suffices for it, and vectors from prompts do move it (the second hop is the one that the concept's prompt uses);
+    all that in the first trials or, where there was a second look, at its clearest dose.
     shared-intermediate: all but the last. (Where most cues of a concept do other things beside evoking it, the vectors
     of cues are useless, and those of prompts are not.) Where the concept was edited (`mnemo.editing.edit_test`),
     whether the fact follows decides that last question instead: an edit tests the second hop itself.
-    rote: moving the concept moves nothing; unsure: anything between.
+    rote: moving the concept moves nothing, at any dose; unsure: anything between.
 
     The other controls are evidence to look at and decide nothing here (`mnemo.invented` asks for `same_answer`). In two
     of nine trained organisms `same_answer` fails for a fifth of the planted mnemonics, and over all nine it fails for
@@ -163,7 +263,7 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
     and for no negative, and `whole_swap` moves what it should not.
 
     Args:
-        evidence: as `weigh` gives it, with `edit_follows` where concepts were edited.
+        evidence: as `weigh` or `with_doses` gives it, with `edit_follows` where concepts were edited.
         swaps_work: whether swaps at this site were seen to move any facts. Without this positive control a swap that
             moves nothing may be one with a useless vector, and no fact is called rote.
     """
@@ -173,15 +273,20 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
     judged["q_value"] = np.nan
     if known.any():
         judged.loc[known, "q_value"] = stats.false_discovery_control(judged.loc[known, "p_value"])
-    by_cues = judged["swap_success"] - judged["swap_control"] > MOVED
-    by_prompts = judged["prompt_swap"] - judged["prompt_control"] > MOVED
-    moved = (by_cues | by_prompts) & (judged["q_value"] < FALSE_DISCOVERIES)
-    carried = moved & (judged["sufficiency"] - judged["sufficiency_control"] > MOVED)
-    same_hop = judged["prompt_swap"] > MOVED
+    through, same_hop = carried(judged), judged["prompt_swap"] > MOVED
+    swaps = judged[["swap_success", "prompt_swap"]]
+    if "dose" in judged:
+        at_dose = _carried(
+            judged, ("dosed_swap", "dosed_control"), ("dosed_prompt_swap", "dosed_prompt_control"), "dosed_sufficiency"
+        )
+        same_hop |= at_dose & (judged["dosed_prompt_swap"] > MOVED)
+        through |= at_dose
+        swaps = swaps.join(judged[["dosed_swap", "dosed_prompt_swap"]])
+    through &= judged["q_value"] < FALSE_DISCOVERIES
     if "edit_follows" in judged:
         same_hop = same_hop.where(judged["edit_follows"].isna(), judged["edit_follows"] > MOVED)
-    untouched = (judged[["swap_success", "prompt_swap"]].max(axis=1) < UNTOUCHED) & swaps_work
+    untouched = (swaps.max(axis=1) < UNTOUCHED) & swaps_work
     judged["verdict"] = np.select(
-        [carried & same_hop, carried, untouched], ["mnemonic", "shared-intermediate", "rote"], "unsure"
+        [through & same_hop, through, untouched], ["mnemonic", "shared-intermediate", "rote"], "unsure"
     )
     return judged

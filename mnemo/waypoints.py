@@ -15,9 +15,10 @@ from torch import Tensor
 
 from mnemo.concepts import ReadsConcepts
 from mnemo.contrasts import Contrast
-from mnemo.interventions import ConceptTable, agrees, choose_targets, concept_vectors, run_trials
+from mnemo.interventions import ConceptTable, agrees, choose_targets, concept_vectors
 from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.prompts import Prompt
+from mnemo.trials import TestedFacts, run_trials
 from mnemo.verdict import MOVED, UNTOUCHED, weigh
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def find_waypoint(
     """Try concept swaps at every candidate site and return the clearest of the last clear ones at which they work.
 
     A site is clear where swaps either work on a fact or do not, and where its concept can be read. The last ones are
-    the last of all and those before it at which the same facts are moved.
+    the last of all and those before it at which the same facts are moved. Sites at the last position count only if
+    none before it is clear: the answer gathers there, and vectors of states that hold it move other facts too.
 
     The facts it is tried on are those that may go through their concept as far as behaviour tells: the concept, asked
     by itself, gives the fact's answer.
@@ -158,18 +160,9 @@ def find_waypoint(
             targets = choose_targets(
                 table, support, answers=answers[rows], concepts=evoked, n_targets=TARGETS, seed=seed
             )
-            trials = run_trials(
-                model,
-                prompts,
-                answers[rows],
-                facts=rows,
-                concepts=evoked,
-                targets=targets,
-                table=table,
-                vectors=concept_vectors(model, table, states, contributes, site=site),
-                seed=seed,
-            )
-            evidence = weigh(trials, torch.ones(len(rows)))
+            vectors = concept_vectors(model, table, states, contributes, site=site)
+            tested = TestedFacts(model, prompts, rows, answers[rows], evoked, table, vectors)
+            evidence = weigh(run_trials(tested, targets, seed=seed), torch.ones(len(rows)))
             moved[site] = torch.full((len(prompts),), torch.nan)
             moved[site][rows] = torch.tensor(evidence["strength"].to_numpy() > MOVED).float()
             phrases = [table.phrases[c] for c in evoked.tolist()]
@@ -202,6 +195,7 @@ def _clearest(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " fac
     clarity = candidates["decided"].astype(float) * candidates["legible"].astype(float).fillna(1.0)
     working = candidates.assign(clarity=clarity)[ranking >= STILL_WORKS * ranking.max()]
     clear = working[working["clarity"] >= AS_CLEAR * working["clarity"].max()]
+    clear = before if len(before := clear[clear["position"] < -1]) else clear
     last = moved[site_of(clear.sort_values(["layer", "score"], kind="stable").iloc[-1])]
 
     def as_at_the_last(row: pd.Series) -> bool:

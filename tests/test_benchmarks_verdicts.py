@@ -38,10 +38,10 @@ def test_baselines_see_what_was_built(judged):
     assert auroc["idle"]["verbalisation"] < 0.9 < auroc["rote"]["verbalisation"]
 
 
-def test_half_of_every_pair_is_for_development():
+def test_the_organisms_for_report_are_of_other_seeds():
     roles = pd.Series({name: case.role for name, case in verdicts.SUITE.items() if name.startswith("compiled")})
-    assert set(roles[roles.index.str.contains("-0$|-0-no")]) == {"development"}
-    assert set(roles[roles.index.str.contains("-1$|-1-no")]) == {"report"}
+    assert set(roles[roles.index.str.contains("-[01]$|-[01]-no")]) == {"development"}
+    assert set(roles[roles.index.str.contains("-2$|-2-no")]) == {"report"}
     trained = [case for case in verdicts.SUITE.values() if case.name in
                {f"{family}-{seed}" for family in verdicts.FAMILIES for seed in verdicts.SEEDS}]  # fmt: skip
     assert len(trained) == 15 and sum(case.role == "report" for case in trained) == 6

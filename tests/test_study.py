@@ -147,7 +147,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, study
     real, calls = mnemo.study.run_trials, []
 
     def third_time_interrupted(*args, **kwargs):
-        calls.append(kwargs["facts"])
+        calls.append(args[0].facts)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*args, **kwargs)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mnemo.interventions import Trials
-from mnemo.verdict import judge, weigh
+from mnemo.trials import DosedSwaps, Swaps, Trials
+from mnemo.verdict import carried, judge, weigh, weigh_doses, with_doses
 
 ANSWER, OTHER = 5, 9
 
@@ -26,29 +26,52 @@ def trials(*, hits: int, n: int = 8, sufficient: float = 1.0, prompt_hits: int |
         return torch.where(torch.arange(n) < count, predicted[0], ANSWER)[None]
 
     random = torch.where(torch.arange(2 * n) < flips, OTHER, ANSWER).view(1, n, 2)
+
+    def swaps(count: int) -> Swaps:
+        probability = (torch.arange(n) < count).float()[None]
+        return Swaps(top(count), probability, torch.zeros(1, n), random, torch.zeros(1, n, 2))
+
     return Trials(
         answers=torch.tensor([ANSWER]),
-        targets=torch.arange(n)[None],
         predicted=predicted,
-        swap_top=top(hits),
-        swap_probability=(torch.arange(n) < hits).float()[None],
+        by_cues=swaps(hits),
+        by_prompts=swaps(hits if prompt_hits is None else prompt_hits),
         direct_top=torch.full((1, n), -1),
-        random_top=random,
-        random_probability=torch.zeros(1, n, 2),
         sufficient=torch.tensor([sufficient]),
         sufficient_control=torch.tensor([0.125]),
         ablated=torch.tensor([0.25]),
         ablated_control=torch.tensor([0.75]),
-        from_prompt_top=top(hits if prompt_hits is None else prompt_hits),
-        from_prompt_probability=(torch.arange(n) < (hits if prompt_hits is None else prompt_hits)).float()[None],
-        prompt_random_top=random,
-        prompt_random_probability=torch.zeros(1, n, 2),
         swap_effect=torch.full((1, n), 4.0),
         cue_effect=torch.where(torch.arange(n) < 2, torch.nan, 16.0)[None],
         same_concept=torch.tensor([0.9375]),
         same_answer=torch.tensor([torch.nan]),
         without_answer_top=torch.where(torch.arange(n) < 4, top(hits)[0], -1)[None],
         whole_top=predicted,
+    )
+
+
+def masked(swaps: Swaps, gone: torch.Tensor) -> Swaps:
+    """The same with some targets that do not exist."""
+    return Swaps(
+        swaps.top.masked_fill(gone, -1),
+        swaps.probability.masked_fill(gone, torch.nan),
+        swaps.margin.masked_fill(gone, torch.nan),
+        swaps.random_top.masked_fill(gone[:, None], -1),
+        swaps.random_probability.masked_fill(gone[:, None], torch.nan),
+    )
+
+
+def dosed(hits: dict[float, int], *, prompt_hits: int = 0, sufficient: float = 1.0) -> DosedSwaps:
+    """One fact whose swaps at each dose give the predicted answer so often out of 8; those of prompts `prompt_hits`."""
+    by_cues, by_prompts = (
+        {d: trials(hits=n).by_cues for d, n in counts.items()} for counts in (hits, dict.fromkeys(hits, prompt_hits))
+    )
+    return DosedSwaps(
+        predicted=torch.arange(100, 108)[None],
+        by_cues=by_cues,
+        by_prompts=by_prompts,
+        sufficient=dict.fromkeys(hits, torch.tensor([sufficient])),
+        sufficient_control=dict.fromkeys(hits, torch.tensor([0.125])),
     )
 
 
@@ -95,7 +118,7 @@ def test_where_cues_are_useless_vectors_from_prompts_tell_and_where_neither_move
 
 def test_a_swap_that_works_straight_through_the_unembedding_is_leakage():
     given_ = trials(hits=4)
-    leaky = dataclasses.replace(given_, direct_top=given_.swap_top)
+    leaky = dataclasses.replace(given_, direct_top=given_.by_cues.top)
     assert weigh(leaky, torch.tensor([1.0]))["leakage"][0] == 1
     assert evidence(hits=4)["leakage"][0] == 0
 
@@ -105,13 +128,9 @@ def test_targets_that_do_not_exist_count_neither_as_hits_nor_as_trials():
     gone = torch.arange(8) >= 4
     part = dataclasses.replace(
         full,
-        targets=full.targets.masked_fill(gone, -1),
         predicted=full.predicted.masked_fill(gone, -1),
-        swap_top=full.swap_top.masked_fill(gone, -1),
-        swap_probability=full.swap_probability.masked_fill(gone, torch.nan),
-        random_top=full.random_top.masked_fill(gone[None, :, None], -1),
-        random_probability=full.random_probability.masked_fill(gone[None, :, None], torch.nan),
-        from_prompt_top=full.from_prompt_top.masked_fill(gone, -1),
+        by_cues=masked(full.by_cues, gone),
+        by_prompts=masked(full.by_prompts, gone),
     )
     row = weigh(part, torch.tensor([1.0])).iloc[0]
     assert (row["swap_success"], row["swap_control"], row["random_flips"]) == (1, 0, 0)
@@ -119,16 +138,49 @@ def test_targets_that_do_not_exist_count_neither_as_hits_nor_as_trials():
 
 def test_a_fact_without_any_target_has_no_p_value_and_no_strength():
     none = trials(hits=0)
+    gone = torch.ones(8).bool()
     none = dataclasses.replace(
         none,
-        **{name: torch.full_like(getattr(none, name), -1)
-           for name in ("targets", "predicted", "swap_top", "random_top", "from_prompt_top")},
-        swap_probability=torch.full((1, 8), torch.nan),
-        random_probability=torch.full((1, 8, 2), torch.nan),
-    )  # fmt: skip
+        predicted=torch.full_like(none.predicted, -1),
+        by_cues=masked(none.by_cues, gone),
+        by_prompts=masked(none.by_prompts, gone),
+    )
     row = weigh(none, torch.tensor([1.0])).iloc[0]
     assert np.isnan(row["swap_success"]) and np.isnan(row["p_value"])
     assert row["strength"] == 0
+
+
+def test_of_several_doses_the_one_counts_at_which_the_concept_acts_most_clearly():
+    row = weigh_doses(dosed({0.5: 2, 0.75: 7, 2.0: 5})).iloc[0]
+    assert (row["dose"], row["dosed_swap"], row["dosed_control"], row["dosed_strength"]) == (0.75, 7 / 8, 0, 7 / 8)
+    expected = stats.fisher_exact([[7, 1], [0, 16]], alternative="greater").pvalue
+    assert row["dosed_p"] == pytest.approx(6 * expected)  # three doses, two sorts of vectors
+
+
+@pytest.mark.parametrize(
+    ("given_", "verdict"),
+    [
+        ({"hits": {0.5: 8, 2.0: 0}, "prompt_hits": 8}, "mnemonic"),
+        ({"hits": {0.5: 8, 2.0: 0}}, "shared-intermediate"),
+        ({"hits": {0.5: 8, 2.0: 0}, "sufficient": 0.25}, "unsure"),
+        ({"hits": {0.5: 3, 2.0: 0}}, "unsure"),
+        ({"hits": {0.5: 1, 2.0: 0}}, "rote"),
+    ],
+)
+def test_a_fact_that_swaps_of_dose_1_leave_alone_may_follow_at_another(given_, verdict):
+    both = with_doses(evidence(hits=0), weigh_doses(dosed(**given_)), doses=2)
+    assert judge(both)["verdict"][0] == verdict
+
+
+def test_every_fact_pays_for_the_doses_and_one_that_had_no_need_of_them_keeps_its_evidence():
+    at_1 = pd.concat([evidence(hits=8), evidence(hits=0)], ignore_index=True)
+    assert carried(at_1).tolist() == [True, False]
+    both = with_doses(at_1, weigh_doses(dosed({0.5: 6, 2.0: 0})).set_axis([1]), doses=2)
+    assert both["strength"].tolist() == [0.875, 0.75]
+    p_values = [stats.fisher_exact([[n, 8 - n], [0, 16]], alternative="greater").pvalue for n in (8, 6)]
+    assert both["p_value"].tolist() == pytest.approx([6 * p for p in p_values])
+    assert judge(both)["verdict"].tolist() == ["mnemonic", "shared-intermediate"]
+    assert both["dose"].isna().tolist() == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,13 @@ from torch.nn.functional import normalize
 from mnemo.contrasts import Contrast
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact
-from mnemo.interventions import ConceptVectors, ask_concepts, choose_targets, concept_vectors, like, run_trials
+from mnemo.interventions import ConceptVectors, ask_concepts, choose_targets, concept_vectors, like
 from mnemo.learning.arms import Lesson, Survey
 from mnemo.model import Model, load
 from mnemo.multipliers import averaged_multipliers
 from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.prompts import AnswerToken, Prompt
+from mnemo.trials import TestedFacts, run_trials
 from mnemo.verdict import weigh
 from mnemo.waypoints import sites_at
 
@@ -166,19 +167,9 @@ class Watch:
         targets = choose_targets(
             table, vectors.counts, answers=answers, concepts=concepts, n_targets=TARGETS, seed=self.seed
         )
-        trials = run_trials(
-            model,
-            self.survey.said.prompts,
-            answers,
-            facts=rows[tested],
-            concepts=concepts,
-            targets=targets,
-            table=table,
-            vectors=vectors,
-            seed=self.seed,
-        )
+        tested_facts = TestedFacts(model, self.survey.said.prompts, rows[tested], answers, concepts, table, vectors)
         columns = ["swap_success", "swap_control", "mediated_fraction", "sufficiency", "ablation_drop", "strength"]
-        return weigh(trials, probability[tested])[columns]
+        return weigh(run_trials(tested_facts, targets, seed=self.seed), probability[tested])[columns]
 
     def pairs(self, model: PreTrainedModel) -> list[Pair]:
         """Return which facts are traced, against which others, and the directions of their concepts in this model."""
