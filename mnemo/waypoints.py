@@ -31,8 +31,9 @@ TARGETS = 6
 # Upstream of the waypoint swaps also move facts that merely have their concept there (idle ones); downstream the
 # concept is partly used up. So a site counts while its swaps have this share of the best score (the rest of the facts
 # it is tried on may all be of the first sort), and among those the last one that is about as clear as the clearest.
-# Where the same facts are moved at earlier clear sites (nearly all: SAME_FACTS), the concept stood there already.
-STILL_WORKS, AS_CLEAR, SAME_FACTS = 0.5, 0.9, 0.98
+# Where the same facts are moved at earlier clear sites (nearly all: SAME_FACTS), the concept stood there already, and
+# the clearest of them counts; the last of the clearest, where they differ by chance alone (ALIKE).
+STILL_WORKS, AS_CLEAR, SAME_FACTS, ALIKE = 0.5, 0.9, 0.98, 0.98
 
 _COLUMNS = ["layer", "position", "share", "swap", "control", "leakage", "sufficiency", "score", "decided", "legible"]
 
@@ -178,13 +179,18 @@ def find_waypoint(
             }
         found.append(row)
     candidates = pd.DataFrame(found, columns=_COLUMNS)
-    site = _clearest(candidates, moved)
+    site = choose_site(candidates, moved)
     candidates["chosen"] = (candidates["layer"] == site.layer) & (candidates["position"] == site.position)
     return Waypoint(site, candidates, streams[:, site.layer, positions.index(site.position)])
 
 
-def _clearest(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " fact"]]) -> Site:
-    """The clearest of the last clear sites; where no swap could be tried or none works, the one that carries most."""
+def choose_site(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " fact"]]) -> Site:
+    """Return the clearest of the last clear sites; where no swap works, the one that carries most.
+
+    Args:
+        candidates: a row for each site, as in `Waypoint`.
+        moved: for each site where swaps could be tried, which facts they move: 1, 0, or NaN where untried.
+    """
 
     def site_of(row: pd.Series) -> Site:
         return Site(int(row["layer"]), int(row["position"]))
@@ -203,7 +209,8 @@ def _clearest(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " fac
         return bool(both.any()) and float((here == last)[both].float().mean()) >= SAME_FACTS
 
     alike = clear[[as_at_the_last(row) for _, row in clear.iterrows()]]
-    return site_of(alike.sort_values("clarity", kind="stable").iloc[-1])
+    clearest = alike[alike["clarity"] >= ALIKE * alike["clarity"].max()]
+    return site_of(clearest.sort_values(["layer", "clarity"], kind="stable").iloc[-1])
 
 
 def _legible(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mnemo.trials import DosedSwaps, Swaps, Trials
-from mnemo.verdict import carried, judge, weigh, weigh_doses, with_doses
+from mnemo.verdict import carried, judge, unsettled, weigh, weigh_doses, with_doses
 
 ANSWER, OTHER = 5, 9
 
@@ -241,3 +241,10 @@ def test_the_score_is_a_probability_that_grows_with_the_strength():
     logits = np.log(scores / (1 - scores))
     assert np.allclose(np.diff(logits, n=2), 0, atol=1e-6) and (np.diff(scores) > 0).all()
     assert scores[0] < 0.05 and scores[-1] > 0.95
+
+
+def test_a_second_look_is_for_facts_that_the_first_does_not_settle():
+    rows = pd.concat([evidence(hits=8), evidence(hits=5), evidence(hits=0)], ignore_index=True)
+    assert rows["p_value"][1] == pytest.approx(2 * 56 / 42504)  # C(8, 5) of C(24, 5) ways
+    assert unsettled(rows, tests=1).tolist() == [False, False, True]
+    assert unsettled(rows, tests=4).tolist() == [False, True, True]  # moved, but not beyond doubt
