@@ -21,6 +21,7 @@ from mnemo.errors import MnemoError
 from mnemo.files import replacing, write_text
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented, strongest_first
 from mnemo.plot import dose_figure, swap_by_fact, verdict_overview
+from mnemo.plot.style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -229,12 +230,12 @@ def _pictures(study: Study, through: pd.DataFrame, kinds: pd.Series | None) -> l
     """The figures that this study has the evidence for."""
     table, found = study.table, []
     if table["score"].notna().any():
-        figure = _figure(7.0, 3.2)
+        figure = new_figure(7.0, 3.2)
         verdict_overview(table, kinds=None if kinds is None else list(kinds), ax=figure.subplots())
         caption = "Score of every fact that was judged, by verdict"
         caption += "." if kinds is None else "; colours and markers: what the organism's facts were trained to be."
         found.append(Picture("verdicts", caption, _png(figure)))
-        figure = _figure(7.0, 3.2)
+        figure = new_figure(7.0, 3.2)
         swap_by_fact(table, ax=figure.subplots())
         caption = (
             "How often exchanging a fact's concept for another gives the answer predicted beforehand, beside random "
@@ -255,12 +256,6 @@ def _pictures(study: Study, through: pd.DataFrame, kinds: pd.Series | None) -> l
         )
         found.append(Picture("doses", caption, _png(dose_figure(doses, title=title))))
     return found
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _png(figure: Figure) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -175,3 +178,18 @@ def test_text_of_facts_is_drawn_as_it_is():
     assert key is not None
     said = [text.get_text() for text in key.get_texts()]
     assert [text.startswith("…") for text in said] == [False] * 3 + [True] * 3  # a column of effects, one of controls
+
+
+def test_a_notebook_shows_a_figure_though_nobody_imported_pyplot():
+    """IPython knows figures once pyplot was imported; ours need no such luck, and nothing is shown twice."""
+    code = """
+import sys
+from IPython.core.formatters import DisplayFormatter
+from mnemo.plot.style import new_figure
+figure = new_figure(2, 1)
+figure.subplots().plot([0, 1])
+data, _ = DisplayFormatter().format(figure)
+assert "matplotlib.pyplot" not in sys.modules
+assert data["image/png"].startswith(b"\\x89PNG"), data
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

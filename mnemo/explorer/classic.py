@@ -137,11 +137,9 @@ def _in_words(detail: dict[str, Any]) -> str:
 
 
 def _circuit(scene: dict[str, Any]) -> Figure:
-    from matplotlib.figure import Figure
+    from mnemo.plot.style import OPPOSES, SUPPORTS, new_figure
 
-    from mnemo.plot import OPPOSES, SUPPORTS
-
-    figure = Figure(figsize=(max(5, scene["width"] / 90), scene["height"] / 90 + 0.6), layout="constrained")
+    figure = new_figure(max(5, scene["width"] / 90), scene["height"] / 90 + 0.6)
     ax = figure.subplots()
     at = {node["id"]: (node["x"], -node["y"]) for node in scene["nodes"]}
     for edge in scene["edges"]:
@@ -173,11 +171,9 @@ def _circuit(scene: dict[str, Any]) -> Figure:
 
 
 def _answers(outcome: dict[str, Any]) -> Figure:
-    from matplotlib.figure import Figure
+    from mnemo.plot.style import CONTROL, EFFECT, SUFFICIENT, new_figure
 
-    from mnemo.plot import CONTROL, EFFECT, SUFFICIENT
-
-    figure = Figure(figsize=(4, 1.6 + 0.4 * len(outcome["answers"])), layout="constrained")
+    figure = new_figure(4, 1.6 + 0.4 * len(outcome["answers"]))
     ax = figure.subplots()
     rows = (("before", SUFFICIENT, ".."), ("after", EFFECT, None), ("control", CONTROL, "//"))
     for k, (name, colour, hatch) in enumerate(rows):

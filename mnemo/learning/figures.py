@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from mnemo.learning.intervals import interval
 from mnemo.learning.summary import mean_of_runs
-from mnemo.plot import CONTROL, EFFECT, NECESSARY, SUFFICIENT
+from mnemo.plot.style import CONTROL, EFFECT, NECESSARY, SUFFICIENT, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Figure]]:
 def efficiency(courses: pd.DataFrame) -> Figure:
     """Draw the steps until facts are recalled, by arm, a panel for each way of teaching; small marks are runs."""
     ways = list(courses.groupby([courses["how"], courses["batch"] > 1], sort=False))
-    figure = _figure(3.1 * len(ways), 3.3)
+    figure = new_figure(3.1 * len(ways), 3.3)
     for ax, ((how, many), some) in zip(_panels(figure, len(ways)), ways, strict=True):
         arms = [arm for arm in STYLES if (some["arm"] == arm).any()]
         for at, arm in enumerate(arms):
@@ -61,7 +61,7 @@ def efficiency(courses: pd.DataFrame) -> Figure:
 def learning_curves(curves: pd.DataFrame) -> Figure:
     """Draw what is recalled of the taught, the held-out and the old as teaching goes on, a row for each way."""
     hows = list(dict.fromkeys(curves["how"]))
-    figure = _figure(9.6, 2.9 * len(hows) + 0.5)
+    figure = new_figure(9.6, 2.9 * len(hows) + 0.5)
     panels = _panels(figure, 3, rows=len(hows))
     titles = (("taught", "facts taught"), ("held", "facts held out"), ("old", "what was known before"))
     for i, how in enumerate(hows):
@@ -77,7 +77,7 @@ def learning_curves(curves: pd.DataFrame) -> Figure:
 def emergence(curves: pd.DataFrame) -> Figure:
     """Draw how the route through the concept appears: paths, swaps, mediated fraction, and the recall beside them."""
     curves = curves[curves["concept_path"].notna()]
-    figure = _figure(9.6, 6.2)
+    figure = new_figure(9.6, 6.2)
     panels = _panels(figure, 2, rows=2)
     drawn: tuple[tuple[str, str, dict[str, str | None]], ...] = (
         ("recall", "share recalled", {"taught": None}),
@@ -105,7 +105,7 @@ def first_step(first: pd.DataFrame) -> Figure:
     names = {"gradient": "along the gradient", "adam": "along its signs (Adam)"}
     shown = {"concept": "concept", "first_hop": "… first hop", "second_hop": "… second hop", "control": "control"}
     steps = [step for step in names if (first["step"] == step).any()]
-    figure = _figure(4.2 * len(steps), 3.2)
+    figure = new_figure(4.2 * len(steps), 3.2)
     panels = _panels(figure, len(steps))
     for ax, step in zip(panels, steps, strict=True):
         for k, arm in enumerate(a for a in STYLES if (first["arm"] == a).any()):
@@ -127,7 +127,7 @@ def first_step(first: pd.DataFrame) -> Figure:
 
 def invention(curves: pd.DataFrame) -> Figure:
     """Draw how many cues of free facts evoke a concept with their answer, beside shuffled answers."""
-    figure = _figure(5.0, 3.4)
+    figure = new_figure(5.0, 3.4)
     (ax,) = _panels(figure, 1)
     _lines(ax, curves[curves["arm"] == "free"], {"fitting": None, "fitting_null": "answers shuffled"})
     ax.set_ylabel("share of cues that evoke\na concept with their answer")
@@ -143,7 +143,7 @@ def agreement(steps: pd.DataFrame) -> Figure:
     """Draw how much the steps on one batch agree, a row for each rank; `steps` as `Updates.table`, of any runs."""
     steps = steps[steps["layer"] == -1]
     ranks = sorted(steps["rank"].unique())
-    figure = _figure(9.9, 2.8 * len(ranks) + 0.6)
+    figure = new_figure(9.9, 2.8 * len(ranks) + 0.6)
     panels = _panels(figure, 3, rows=len(ranks))
     drawn = (
         ("with_previous", "update and the one before"), ("with_net", "update and the net displacement"),
@@ -172,7 +172,7 @@ def agreement(steps: pd.DataFrame) -> Figure:
 
 def cosine_matrices(updates: Mapping[str, Float[np.ndarray, "step step"]]) -> Figure:
     """Draw the cosine of every two steps, a panel for each name, such as that of an optimizer."""
-    figure = _figure(3.4 * len(updates) + 0.6, 3.6)
+    figure = new_figure(3.4 * len(updates) + 0.6, 3.6)
     panels = _panels(figure, len(updates))
     image = None
     for ax, (name, cosines) in zip(panels, updates.items(), strict=True):
@@ -206,12 +206,6 @@ def _lines(ax: Axes, curves: pd.DataFrame, columns: Mapping[str, str | None]) ->
 
 def _half(mean: Any) -> Any:
     return None if np.isnan(mean.low) else [[mean.value - mean.low], [mean.high - mean.value]]
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _panels(figure: Figure, columns: int, *, rows: int = 1) -> Sequence[Axes]:

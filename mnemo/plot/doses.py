@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mnemo.errors import MnemoError
-from mnemo.plot.style import CONTROL, EFFECT, NECESSARY, SUFFICIENT, key_below, new_axes, open_frame, plain
+from mnemo.plot.style import CONTROL, EFFECT, NECESSARY, SUFFICIENT, key_below, new_axes, new_figure, open_frame, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,9 +71,7 @@ def dose_curve(doses: pd.DataFrame, *, watch: str = "predicted", ax: Axes | None
 
 def dose_figure(doses: pd.DataFrame, *, title: str = "") -> Figure:
     """Return a figure of its own with both `dose_curve`s: the predicted answer's and the fact's own."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.2, 4.8), layout="constrained")
+    figure = new_figure(9.2, 4.8)
     left, right = figure.subplots(1, 2)
     dose_curve(doses, watch="predicted", ax=left)
     dose_curve(doses, watch="own", ax=right)

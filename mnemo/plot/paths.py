@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnemo.plot.style import OPPOSES, SUPPORTS, new_axes, plain, shown_token
+from mnemo.plot.style import OPPOSES, SUPPORTS, new_axes, new_figure, plain, shown_token
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,9 +93,7 @@ def path_map(trace: Trace, *, ax: Axes | None = None, paths: int = 50) -> Axes:
 
 def trace_figure(trace: Trace) -> Figure:
     """Return a figure of its own with the `path_map` of a trace."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_path_map_size(trace), layout="constrained")
+    figure = new_figure(*_path_map_size(trace))
     path_map(trace, ax=figure.subplots())
     return figure
 

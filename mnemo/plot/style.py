@@ -8,6 +8,7 @@ from mnemo.errors import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
 # Okabe and Ito (2008), distinguishable under the common colour vision deficiencies.
@@ -21,6 +22,13 @@ def new_axes(width: float, height: float) -> Axes:
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a figure of this size in inches that belongs to no window: a notebook shows it where it is the result."""
+    from mnemo.plot.shown import ShownFigure
+
+    return ShownFigure(figsize=(width, height), layout="constrained")
 
 
 def open_frame(ax: Axes) -> None:

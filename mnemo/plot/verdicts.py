@@ -10,7 +10,7 @@ import pandas as pd
 
 from mnemo.errors import MnemoError
 from mnemo.plot.attributions import stream_map
-from mnemo.plot.style import CONTROL, EFFECT, NECESSARY, SUFFICIENT, key_below, new_axes, open_frame, plain
+from mnemo.plot.style import CONTROL, EFFECT, NECESSARY, SUFFICIENT, key_below, new_axes, new_figure, open_frame, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,9 +58,7 @@ def evidence_bars(rows: pd.DataFrame, labels: Sequence[str], *, ax: Axes | None 
 
 def overview(study: Study, facts: Sequence[str], labels: Sequence[str]) -> Figure:
     """Draw the stream map of the first of some facts above the evidence for all of them."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.6 + 0.62 * len(facts)), layout="constrained")
+    figure = new_figure(7.2, 4.6 + 0.62 * len(facts))
     top, bottom = figure.subplots(2, 1, height_ratios=(3.0, 0.8 + 0.62 * len(facts)))
     stream_map(study, facts[0], ax=top)
     row = study[facts[0]]
