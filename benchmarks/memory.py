@@ -1,6 +1,6 @@
 """Measure how much memory runs take and compare it with what `mnemo.memory` and `mnemo plan` say beforehand.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py               # three shapes, three kinds of runs; a few minutes
+    OMP_NUM_THREADS=1 python benchmarks/memory.py               # four shapes, three kinds of runs; a few minutes
 
 Every measurement is a process of its own: it loads a model with random weights from a directory, runs prompts of random
 tokens under a budget, and reports the most that it ever held (VmHWM, so Linux alone). The estimate is that of `mnemo
@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the tiny models of the 
 from cases import print_table, random_contrasts
 
 from mnemo.attribution import attribute_nodes
-from mnemo.memory import fit, memory_budget
+from mnemo.memory import TRACE_NODES, fit, memory_budget
 from mnemo.model import load
-from mnemo.multipliers import averaged_multipliers
+from mnemo.multipliers import Multipliers
 from mnemo.patching import TOKENS_PER_BATCH, next_logprobs
 from mnemo.plan import PROCESS_GB, read_shape
 from tests.tiny_models import saved
@@ -50,10 +50,11 @@ class Case:
         return f"{self.family}, {self.config['layers']} layers, d {self.config['d_model']}"
 
 
-CASES = (
+CASES = (  # the first three have set the formulas' coefficients, the last has not
     Case("gpt2", {"layers": 12, "d_model": 768, "heads": 12, "positions": 1024, "vocab": 50_257}, 128, 32, 1.0),
     Case("llama", {"layers": 8, "d_model": 512, "heads": 8, "positions": 1024, "vocab": 32_000}, 512, 16, 1.0),
     Case("gpt2", {"layers": 4, "d_model": 256, "heads": 8, "positions": 1024, "vocab": 5_000}, 1024, 8, 1.0),
+    Case("qwen2", {"layers": 6, "d_model": 384, "heads": 6, "positions": 1024, "vocab": 16_000}, 256, 16, 0.5),
 )
 
 
@@ -81,7 +82,7 @@ def run(case: Case, folder: Path, stage: str) -> float:
         elif stage == "attribute":
             attribute_nodes(model, contrasts)
         else:
-            averaged_multipliers(model, contrasts[0])
+            Multipliers(model, contrasts[0], nodes=TRACE_NODES).totals()
     said = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert said is not None
     return int(said[1]) * 1024 / 1e9

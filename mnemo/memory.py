@@ -180,8 +180,8 @@ class Shape:
             unembedded: positions whose logits are made.
         """
         # Measured (benchmarks/memory.py): what a block holds at its widest, and what the allocator keeps of the rest.
-        block = 12 * length * self.d_model + 8 * self.heads * length * length + 8 * length * self.d_mlp
-        return self.itemsize * block + unembedded * self.vocab * (self.itemsize + 8)
+        block = 16 * length * self.d_model + 4.5 * self.heads * length * length + 9 * length * self.d_mlp
+        return int(self.itemsize * block) + unembedded * self.vocab * (self.itemsize + 8)
 
     def reading_bytes(self, length: int) -> int:
         """Return the same for a run that makes logits at every position."""
@@ -195,8 +195,9 @@ class Shape:
     def trace_bytes(self, length: int) -> float:
         """Return what the multipliers of one contrast hold: graphs of blocks within the budget, what writers write."""
         block = 2 * TRACE_NODES * self.attention_bytes(length)
-        graphs = block * (1 + min(self.layers, fit(block))) / 2
-        return graphs + 2 * self.itemsize * length * self.writers * self.d_model
+        carried = 0.25 * block  # back through one of them, as measured
+        graphs = block * min(self.layers, fit(block))
+        return graphs + carried + 2 * self.itemsize * length * self.writers * self.d_model
 
     @property
     def mlp_bytes(self) -> int:

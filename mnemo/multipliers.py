@@ -444,6 +444,7 @@ def averaged_multipliers(
         lost, mended = sum(map(abs, totals.errors)), sum(map(abs, totals.mended))
         if (lost <= tolerance * abs(made.total) and mended <= MENDED * abs(made.total)) or nodes >= MOST_NODES:
             return made, totals
+        del made, totals  # or their graphs would stand beside the next ones
         nodes *= 2
 
 
