@@ -66,7 +66,6 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
     hits = (trials.by_cues.top == trials.predicted).numpy() & (predicted >= 0)
     straight = hits & (trials.direct_top == trials.predicted).numpy()
     low, high = _binomial_interval(by_cues.hits, by_cues.n)
-    bare, whole = trials.without_answer_top.numpy(), trials.whole_top.numpy()
     sufficiency, given_away = trials.sufficient.numpy(), trials.sufficient_control.numpy()
     flips = ((trials.by_cues.random_top != trials.answers[:, None, None]) & trials.tried[..., None]).numpy()
     return pd.DataFrame(
@@ -85,8 +84,8 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
             "ablation_control": (recall - trials.ablated_control).numpy(),
             "same_concept": trials.same_concept.numpy(),
             "same_answer": trials.same_answer.numpy(),
-            "swap_without_answer": _share(((bare == predicted) & (bare >= 0)).sum(1), (bare >= 0).sum(1)),
-            "whole_swap": _share(((whole == predicted) & (whole >= 0)).sum(1), (whole >= 0).sum(1)),
+            "swap_without_answer": _share_of_tried(trials.without_answer_top, trials.predicted),
+            "whole_swap": _share_of_tried(trials.whole_top, trials.predicted),
             "mediated_fraction": _mediated(trials),
             "strength": _strength(by_cues, by_prompts, sufficiency - given_away),
             "p_value": np.minimum(1, SORTS * np.fmin(by_cues.p_value, by_prompts.p_value)),
@@ -121,7 +120,7 @@ def weigh_doses(dosed: DosedSwaps) -> pd.DataFrame:
                 "dosed_sufficiency_control": given_away,
                 "dosed_strength": _strength(by_cues, by_prompts, suffices - given_away),
                 "dosed_p": np.fmin(by_cues.p_value, by_prompts.p_value),
-                "clarity": np.nan_to_num(np.fmin(works, suffices - given_away), nan=-np.inf),
+                "clarity": np.fmin(works, suffices - given_away),
             }
         )
         found.append(rows)
@@ -174,11 +173,19 @@ def _counted(swaps: Swaps, predicted: Int[Tensor, "fact target"]) -> _Counted:
 
 
 def _strength(by_cues: _Counted, by_prompts: _Counted, suffices: Float[np.ndarray, " fact"]) -> np.ndarray:
-    return np.clip(np.fmin(np.fmax(by_cues.effect, by_prompts.effect), suffices), 0, 1) * (by_cues.n > 0)
+    return np.maximum(np.fmin(np.fmax(by_cues.effect, by_prompts.effect), suffices), 0) * (by_cues.n > 0)
 
 
 def _share(count: np.ndarray, of: np.ndarray) -> Float[np.ndarray, " fact"]:
     return np.where(of > 0, count / np.maximum(of, 1), np.nan)
+
+
+def _share_of_tried(
+    tops: Int[Tensor, "fact target"], predicted: Int[Tensor, "fact target"]
+) -> Float[np.ndarray, " fact"]:
+    """Share of the targets that were tried (-1 elsewhere) at which the answer is the predicted one."""
+    tried = tops >= 0
+    return _share((tried & (tops == predicted)).sum(1).numpy(), tried.sum(1).numpy())
 
 
 def _mean(probability: Tensor) -> Float[np.ndarray, " fact"]:

@@ -146,7 +146,7 @@ def test_a_fact_without_any_target_has_no_p_value_and_no_strength():
         by_prompts=masked(none.by_prompts, gone),
     )
     row = weigh(none, torch.tensor([1.0])).iloc[0]
-    assert np.isnan(row["swap_success"]) and np.isnan(row["p_value"])
+    assert row[["swap_success", "p_value", "swap_low", "swap_high"]].isna().all()
     assert row["strength"] == 0
 
 
@@ -155,6 +155,16 @@ def test_of_several_doses_the_one_counts_at_which_the_concept_acts_most_clearly(
     assert (row["dose"], row["dosed_swap"], row["dosed_control"], row["dosed_strength"]) == (0.75, 7 / 8, 0, 7 / 8)
     expected = stats.fisher_exact([[7, 1], [0, 16]], alternative="greater").pvalue
     assert row["dosed_p"] == pytest.approx(6 * expected)  # three doses, two sorts of vectors
+
+
+def test_a_dose_at_which_random_directions_do_it_too_is_not_clear():
+    swaps = dosed({0.5: 6, 2.0: 7})
+    pushed = swaps.by_cues[2.0]
+    lucky = torch.arange(100, 108)[None, :, None].expand(1, 8, 2).clone()
+    lucky[:, 4:] = ANSWER
+    swaps.by_cues[2.0] = dataclasses.replace(pushed, random_top=lucky)
+    row = weigh_doses(swaps).iloc[0]
+    assert (row["dose"], row["dosed_swap"], row["dosed_control"]) == (0.5, 6 / 8, 0)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +226,15 @@ def test_whole_swaps_and_swaps_without_the_answer_count_where_they_were_tried():
     row = evidence(hits=2).iloc[0]
     assert row["swap_without_answer"] == 2 / 4
     assert row["whole_swap"] == 1
+    tops = torch.tensor([[0, ANSWER, ANSWER, 103, -1, -1, -1, -1]])  # a token may be number 0
+    some = trials(hits=2)
+    predicted = some.predicted.clone()
+    predicted[0, 0] = 0
+    some = dataclasses.replace(
+        some, predicted=predicted, whole_top=tops, without_answer_top=tops[:, [1, 2, 3, 3, 4, 4, 4, 4]]
+    )
+    row = weigh(some, torch.tensor([1.0])).iloc[0]
+    assert (row["whole_swap"], row["swap_without_answer"]) == (2 / 4, 1 / 4)
     assert (row["same_concept"], np.isnan(row["same_answer"])) == (0.9375, True)
 
 
