@@ -108,6 +108,15 @@ def test_strength_is_the_smaller_of_swap_and_sufficiency_beyond_its_control(hits
     assert evidence(hits=hits, sufficient=sufficient)["strength"][0] == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_random_directions_do_is_not_the_concepts_doing():
+    some = trials(hits=8)
+    lucky = {
+        name: dataclasses.replace(getattr(some, name), random_probability=torch.full((1, 8, 2), 0.25))
+        for name in ("by_cues", "by_prompts")
+    }
+    assert weigh(dataclasses.replace(some, **lucky), torch.tensor([1.0]))["strength"][0] == 0.75
+
+
 def test_where_cues_are_useless_vectors_from_prompts_tell_and_where_neither_moves_it_is_rote():
     rows = pd.concat([evidence(hits=a, prompt_hits=b) for a, b in ((0, 8), (8, 0), (0, 0))], ignore_index=True)
     assert list(judge(rows)["verdict"]) == ["mnemonic", "shared-intermediate", "rote"]
