@@ -6,7 +6,7 @@ the residual stream apart: embedding, heads, MLPs and biases add up to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from mnemo.blocks import norm_behind, norm_behind_hooks
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook, writers
 from mnemo.memory import Shape, fit
-from mnemo.patching import LAST_ALONE
+from mnemo.patching import LAST_ALONE, Hook
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Change = Callable[[Tensor], Tensor]
 MetricFn = Callable[[Float[Tensor, "fact position vocabulary"], "Sequence[Contrast]"], Float[Tensor, " fact"]]
-
 
 # How far a value recomputed from weights may lie from the model's own, as a share of its largest entry.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -66,6 +65,27 @@ def head_hooks(model: Model, layer: int) -> list[str]:
     behind = norm_behind_hooks(model, layer)
     more = [] if behind is None else [behind[0], f"blocks.{layer}.hook_attn_out"]
     return [f"blocks.{layer}.attn.hook_z", *more]
+
+
+def values_at(
+    model: Model, tokens: Int[Tensor, "prompt position"], names: Iterable[str]
+) -> tuple[dict[str, Tensor], Float[Tensor, "prompt 1 vocabulary"]]:
+    """Run the model once, without gradients: its values by hook name, and the logits of the last position.
+
+    Raises:
+        MnemoError: transformer-lens shows no such hook for this model.
+    """
+    values: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any, *, name: str) -> None:
+        values[name] = value
+
+    names = dict.fromkeys(names)
+    _require_hooks(model, names)
+    hooks: list[Hook] = [(name, partial(keep, name=name)) for name in names]
+    with torch.no_grad():
+        logits = model.bridge.run_with_hooks(tokens, fwd_hooks=[*hooks, LAST_ALONE])
+    return values, logits
 
 
 def record(
@@ -120,7 +140,7 @@ def record(
         return value
 
     with torch.set_grad_enabled(bool(gradients)):
-        hooks: list[tuple[Any, Any]] = [(name, partial(keep, name=name)) for name in wanted]
+        hooks: list[Hook] = [(name, partial(keep, name=name)) for name in wanted]
         hooks.append(LAST_ALONE)
         logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
         metric = checked_metric(metric_fn, logits, contrasts)
@@ -176,7 +196,7 @@ def _require_hooks(model: Model, names: Collection[str]) -> None:
 
 def contributions(
     model: Model,
-    run: Recording,
+    values: Mapping[str, Tensor],
     *,
     some: slice = slice(None),
     positions: slice = slice(None),
@@ -185,47 +205,47 @@ def contributions(
 
     Args:
         model: the model.
-        run: a recording of `writer_hooks`.
+        values: of the run, at `writer_hooks`.
         some: which writers, as they stand in `mnemo.graph.writers`.
         positions: which positions.
     """
     chosen = range(*some.indices(len(writers(model))))
-    parts, embed = [], run.values[stream_hook(model, 0)][:, positions]
+    parts, embed = [], values[stream_hook(model, 0)][:, positions]
     if 0 in chosen:
         parts.append(embed[None])
     for layer in range(model.n_layers):
         first = 1 + layer * (model.n_heads + 1)
         heads = slice(max(chosen.start - first, 0), min(chosen.stop - first, model.n_heads))
         if heads.start < heads.stop:
-            parts.append(_head_writes(model, run, layer, heads, positions))
+            parts.append(_head_writes(model, values, layer, heads, positions))
         if first + model.n_heads in chosen:
-            parts.append(run.values[f"blocks.{layer}.hook_mlp_out"][None, :, positions])
+            parts.append(values[f"blocks.{layer}.hook_mlp_out"][None, :, positions])
     found = torch.cat(parts) if parts else embed[None][:0]  # writers outermost, as products of heads lie in memory
     return found.movedim(0, 2)
 
 
 def _head_writes(
-    model: Model, run: Recording, layer: int, heads: slice, positions: slice
+    model: Model, values: Mapping[str, Tensor], layer: int, heads: slice, positions: slice
 ) -> Float[Tensor, "head fact position d"]:
     """What heads write: their values times the output projection, and what a norm on the block's output makes of it.
 
     In a given run such a norm (Gemma 2) multiplies each channel by a number, so what the heads write still adds up.
     """
-    z = run.values[f"blocks.{layer}.attn.hook_z"][:, positions]
+    z = values[f"blocks.{layer}.attn.hook_z"][:, positions]
     z = z.unflatten(-1, (model.n_heads, -1)) if z.dim() == 3 else z
     results = torch.einsum("bphe,hed->hbpd", z[:, :, heads], model.bridge.blocks[layer].attn.W_O[heads].to(z))
-    gain = _post_norm_gain(model, run, layer, positions)
+    gain = _post_norm_gain(model, values, layer, positions)
     return results if gain is None else results * gain
 
 
 def _post_norm_gain(
-    model: Model, run: Recording, layer: int, positions: slice
+    model: Model, values: Mapping[str, Tensor], layer: int, positions: slice
 ) -> Float[Tensor, "fact position d"] | None:
     behind, norm = norm_behind_hooks(model, layer), norm_behind(model, "attention", layer)
     if behind is None:
         return None
-    before = run.values[behind[0]][:, positions].float()
-    after = run.values[f"blocks.{layer}.hook_attn_out"][:, positions].float()
+    before = values[behind[0]][:, positions].float()
+    after = values[f"blocks.{layer}.hook_attn_out"][:, positions].float()
     # The norm of a constant is its weights, up to a factor that the projection takes up again.
     weight = norm(torch.ones_like(before[:1, :1]).to(model.dtype)).float()
     shape = before * weight
@@ -241,7 +261,7 @@ def constants(model: Model, run: Recording) -> Float[Tensor, "fact position d"]:
     for layer, block in enumerate(model.bridge.blocks):
         bias = getattr(block.attn, "b_O", None)
         if bias is not None:
-            gain = _post_norm_gain(model, run, layer, slice(None))
+            gain = _post_norm_gain(model, run.values, layer, slice(None))
             total = total + (bias.to(total) if gain is None else bias.to(total) * gain)
     return total
 
@@ -250,13 +270,10 @@ def differences(
     model: Model, base: Recording, other: Recording, *, some: slice = slice(None), positions: slice = slice(None)
 ) -> Float[Tensor, "fact position writer d"]:
     """Return by how much what each writer writes differs: other run minus base run."""
-    if any(
-        norm_behind_hooks(model, layer) for layer in range(model.n_layers)
-    ):  # norms of outputs differ between the runs
-        there, here = (contributions(model, run, some=some, positions=positions) for run in (other, base))
+    if any(norm_behind_hooks(model, layer) for layer in range(model.n_layers)):  # such norms differ between the runs
+        there, here = (contributions(model, run.values, some=some, positions=positions) for run in (other, base))
         return there - here
     change = {name: other.values[name] - base.values[name] for name in writer_hooks(model)}
-    change = Recording(base.tokens, change, base.logits, base.metric)
     return contributions(model, change, some=some, positions=positions)
 
 
@@ -322,7 +339,7 @@ def run_from(
                 raise _Enough
         return value
 
-    hooks: list[tuple[Any, Any]] = [(name, partial(visit, name=name)) for name in dict.fromkeys([*changes, *keep])]
+    hooks: list[Hook] = [(name, partial(visit, name=name)) for name in dict.fromkeys([*changes, *keep])]
     hooks.append(LAST_ALONE)
     if layer == 0:
         hooks.insert(0, (stream_hook(model, 0), lambda value, hook: stream))

@@ -381,8 +381,9 @@ def _passed_on(
     if writer.kind == "head":
         names = head_hooks(model, layer)
     values, _ = run_from(model, layer, base.values[stream_hook(model, layer)], base.tokens, changes=changes, keep=names)
-    run = Recording(base.tokens, {**base.values, **values}, base.logits, base.metric)
     index = writers(model).index(writer)
     some, positions = slice(index, index + 1), slice(length + at, length + at + 1)
-    there, here = (contributions(model, one, some=some, positions=positions) for one in (run, base))
+    there, here = (
+        contributions(model, one, some=some, positions=positions) for one in ({**base.values, **values}, base.values)
+    )
     return (there - here)[:, 0, 0]

@@ -9,8 +9,7 @@ put together there from several.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -18,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mnemo.activations import Recording, contributions, writer_hooks
+from mnemo.activations import contributions, values_at, writer_hooks
 from mnemo.errors import MnemoError
 from mnemo.graph import Writer, writers
-from mnemo.patching import Hook, over_batches
+from mnemo.patching import over_batches
 from mnemo.reading import reader_for
 
 if TYPE_CHECKING:
@@ -105,15 +104,8 @@ def _messages(model: Model, prompts: Sequence[Prompt], *, site: Site, until: int
 
     @torch.no_grad()
     def run(rows: Tensor, tokens: Tensor) -> None:
-        kept: dict[str, Tensor] = {}
-
-        def keep(value: Tensor, hook: Any, *, name: str) -> None:
-            kept[name] = value
-
-        hooks: list[Hook] = [(name, partial(keep, name=name)) for name in writer_hooks(model)]
-        logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)[:, -1:]
-        whole = Recording(tokens, kept, logits, logits.new_zeros(len(tokens)))
-        found[rows] = contributions(model, whole, some=slice(until), positions=here)[:, 0].float().cpu()
+        values, _ = values_at(model, tokens, writer_hooks(model))
+        found[rows] = contributions(model, values, some=slice(until), positions=here)[:, 0].float().cpu()
 
     for _ in over_batches(model, prompts, run):
         pass

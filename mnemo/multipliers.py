@@ -24,19 +24,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemo.activations import run_from
+from mnemo.activations import run_from, values_at
 from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook, normed_together
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook
 from mnemo.memory import Shape, fit, in_pieces
-from mnemo.patching import LAST_ALONE, Hook, metric
+from mnemo.patching import metric
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
@@ -457,16 +457,10 @@ class _Runs:
             block = f"blocks.{layer}."
             names += [mlp_stream_hook(model, layer), f"{block}hook_mlp_out", f"{block}attn.hook_z"]
             names += [behind[0]] if (behind := norm_behind_hooks(model, layer)) is not None else []
-        self.values: dict[str, Float[Tensor, "run position ..."]] = {}
-
-        def keep(value: Tensor, hook: Any, *, name: str) -> None:
-            self.values[name] = value
-
         both = torch.tensor([contrast.corrupt.tokens, contrast.clean.tokens], device=model.device)
-        with torch.no_grad():
-            hooks: list[Hook] = [(name, partial(keep, name=name)) for name in dict.fromkeys(names)]
-            logits = model.bridge.run_with_hooks(both, fwd_hooks=[*hooks, LAST_ALONE])
-            corrupt, clean = metric(logits, [contrast, contrast]).tolist()
+        self.values: dict[str, Float[Tensor, "run position ..."]]
+        self.values, logits = values_at(model, both, names)
+        corrupt, clean = metric(logits, [contrast, contrast]).tolist()
         self.metric, self.predicted = (clean, corrupt), int(logits[1, -1].argmax())
         self.parallel = [
             torch.equal(self.values[mlp_stream_hook(model, layer)], self.values[stream_hook(model, layer)])

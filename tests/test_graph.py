@@ -22,7 +22,7 @@ def test_embedding_heads_mlps_and_biases_add_up_to_the_final_residual(model):
     tokens = torch.tensor([c.clean.tokens for c in pairs])
     last = stream_hook(model, model.n_layers)
     run = record(model, tokens, [*writer_hooks(model), last], contrasts=pairs, metric_fn=metric)[0]
-    parts = contributions(model, run)
+    parts = contributions(model, run.values)
     assert parts.shape == (*tokens.shape, len(writers(model)), model.d_model)
     whole = run.values[last]
     torch.testing.assert_close(
@@ -34,9 +34,9 @@ def test_a_part_of_the_writers_is_that_part_of_all(model):
     pairs = tiny_contrasts(model)[:2]
     tokens = torch.tensor([c.clean.tokens for c in pairs])
     run = record(model, tokens, writer_hooks(model), contrasts=pairs, metric_fn=metric)[0]
-    whole = contributions(model, run)
+    whole = contributions(model, run.values)
     for some in (slice(0, 1), slice(0, 0), slice(2, 4), slice(model.n_heads, model.n_heads + 3), slice(3, None)):
-        part = contributions(model, run, some=some, positions=slice(1, 4))
+        part = contributions(model, run.values, some=some, positions=slice(1, 4))
         torch.testing.assert_close(part, whole[:, 1:4, some])
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from mnemo.activations import values_at
 from mnemo.errors import MnemoError
 from mnemo.explorer.places import Chain, Change, Place
 from mnemo.explorer.routes import along, clean_run
@@ -241,16 +242,9 @@ class Bench:
 
     def values(self, prompts: Sequence[Prompt], hooks: Sequence[str]) -> dict[str, Tensor]:
         """Return the values at some hooks in prompts of one length."""
-        kept: dict[str, Tensor] = {}
-
-        def keep(value: Tensor, hook: Any, *, name: str) -> None:
-            kept[name] = value.detach().float().cpu()
-
-        keeping: list[Hook] = [(name, partial(keep, name=name)) for name in hooks]
         tokens = torch.tensor([prompt.tokens for prompt in prompts], device=self.model.device)
-        with torch.no_grad():
-            self.model.bridge.run_with_hooks(tokens, fwd_hooks=keeping)
-        return kept
+        values, _ = values_at(self.model, tokens, hooks)
+        return {name: value.float().cpu() for name, value in values.items()}
 
     def _likely(self, said: Sequence[Float[Tensor, " vocabulary"]]) -> list[int]:
         """The tokens worth showing: the likeliest of each distribution, unless all three have them negligible."""
