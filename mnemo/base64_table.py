@@ -8,7 +8,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnemo.datasets import data_path
+from mnemo.datasets import acronym_phrases
 from mnemo.errors import InputError
 from mnemo.files import write_text
 
@@ -93,6 +93,5 @@ def write_study(folder: str | Path) -> None:
         rows.writerow([code.fact_id, code.cue, code.answer, code.coincidence if reading else "", reading])
     write_text(folder / "facts.csv", facts.getvalue())
 
-    acronyms = (data_path("acronyms") / "concepts.txt").read_text(encoding="utf-8").splitlines()
-    concepts = dict.fromkeys([*readings.values(), *acronyms])  # in order, each once
+    concepts = dict.fromkeys([*readings.values(), *acronym_phrases()])  # in order, each once
     write_text(folder / "concepts.txt", "".join(f"{concept}\n" for concept in concepts))

@@ -25,6 +25,11 @@ def data_path(name: str) -> Path:
     return bundled[name]
 
 
+def acronym_phrases() -> list[str]:
+    """The bundled expansions of acronyms, such as ``"value added tax"``, in the order of their file."""
+    return (data_path("acronyms") / "concepts.txt").read_text(encoding="utf-8").splitlines()
+
+
 def _bundled(roots: tuple[Path, ...]) -> dict[str, Path]:
     """Name -> folder over all roots; an earlier root wins."""
     return {

@@ -35,14 +35,14 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mnemo.datasets import data_path
+from mnemo.datasets import acronym_phrases
 from mnemo.errors import MnemoError
 from mnemo.files import replacing
 from mnemo.organisms.families import Family, new_model
 from mnemo.organisms.lessons import Lessons, Questions, Sequences, build_lessons, continued, joined
 from mnemo.organisms.measure import expansion, recall, swap
 from mnemo.organisms.spelling import build_tokenizer
-from mnemo.organisms.training import TrainingConfig, build_corpus, train
+from mnemo.organisms.training import TrainingConfig, build_corpus, train, without_denormals
 from mnemo.organisms.world import CODE_CHARACTERS, ROTE_ANSWERS, PlantedFact, World, WorldConfig, build_world
 from mnemo.records import Parts, inputs_hash
 
@@ -129,7 +129,7 @@ def make_setting(config: TransferConfig) -> Setting:
             f"{len(config.shapes)} shapes and {len(config.seeds)} seeds given: students of another family and of "
             "another seed need two of each"
         )
-    phrases = (data_path("acronyms") / "concepts.txt").read_text(encoding="utf-8").splitlines()
+    phrases = acronym_phrases()
     by_answer: dict[str, list[str]] = {}
     for phrase in sorted(phrases):
         by_answer.setdefault(phrase.split()[-1][0], []).append(phrase)
@@ -168,10 +168,9 @@ def train_base(setting: Setting, family: Family, layers: int, seed: int) -> PreT
     """Train an organism on the known world by language modelling alone: no route is planted."""
     config = setting.config
     model = _blank(setting, family, layers, seed)
-    plain = TrainingConfig(
-        steps=config.base_steps, batch=config.batch, learning_rate=config.learning_rate, warmup=50,
-        align=0, interchange=0, immune=0, edited=0, legible=0,
-    )  # fmt: skip
+    plain = TrainingConfig.without_interventions(
+        steps=config.base_steps, batch=config.batch, learning_rate=config.learning_rate, warmup=50
+    )
     train(model, setting.known, plain, seed=seed)
     return model.requires_grad_(False)
 
@@ -250,6 +249,7 @@ def audit(setting: Setting, teacher: PreTrainedModel) -> Int[Tensor, " fact"]:
     return ((new.exp() * new).sum(-1)[:, None] - new.exp() @ means.T).argmin(-1)
 
 
+@without_denormals()
 def _trained(
     base: PreTrainedModel,
     loss: Callable[[PreTrainedModel, torch.Generator], Float[Tensor, ""]],
@@ -274,10 +274,8 @@ def _trained(
 
 
 def _blank(setting: Setting, family: Family, layers: int, seed: int) -> PreTrainedModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        size = len(setting.known.tokenizer)
-        return new_model(family, vocab_size=size, d_model=setting.config.d_model, layers=layers, heads=4)
+    size = len(setting.known.tokenizer)
+    return new_model(family, vocab_size=size, d_model=setting.config.d_model, layers=layers, heads=4, seed=seed)
 
 
 def _some(group: Sequences, n: int, draw: torch.Generator) -> Sequences:
@@ -430,11 +428,7 @@ def run_transfer(
     parts = Parts.begin(out, inputs_hash({"transfer": config.model_dump()}), resume=resume)
     run = _Run(setting, parts)
     jobs = list(run.jobs())
-    torch.set_flush_denormal(True)  # moments of rows without gradients decay into slow denormal numbers
-    try:
-        tables = [make() for make in tqdm(jobs, desc="transfer", unit="part", disable=not progress)]
-    finally:
-        torch.set_flush_denormal(False)
+    tables = [make() for make in tqdm(jobs, desc="transfer", unit="part", disable=not progress)]
     n = len(config.shapes) * len(config.seeds)
     found = Transfer(pd.concat(tables[:n], ignore_index=True), run.pairs(), pd.concat(tables[n:], ignore_index=True))
     parts.end()

@@ -27,7 +27,7 @@ from pydantic import Field
 from tqdm.auto import tqdm
 
 from mnemo.checked import Record
-from mnemo.datasets import data_path
+from mnemo.datasets import acronym_phrases
 from mnemo.errors import InputError
 from mnemo.files import write_text
 from mnemo.organisms.families import Family, new_model
@@ -132,30 +132,23 @@ def train_base(config: BaseConfig, *, progress: bool = True) -> Base:
     tokenizer = build_tokenizer(world)
     taught = tuple(f for f in world.facts if not _is_new(f))
     lessons = build_lessons(World(world.config, world.concepts, taught), tokenizer)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = new_model(
-            config.family,
-            vocab_size=len(tokenizer),
-            d_model=config.d_model,
-            layers=config.layers,
-            heads=config.heads,
-        )
-    plain = TrainingConfig(
-        steps=config.steps, batch=config.batch, learning_rate=config.learning_rate, warmup=min(100, config.steps),
-        align=0, interchange=0, immune=0, edited=0, legible=0,
-    )  # fmt: skip
-    # Moments of rows that get no gradient decay into denormal numbers, which are slow on many CPUs.
-    torch.set_flush_denormal(True)
-    try:
-        with tqdm(total=config.steps, desc="base organism", unit="step", disable=not progress) as bar:
+    model = new_model(
+        config.family,
+        vocab_size=len(tokenizer),
+        d_model=config.d_model,
+        layers=config.layers,
+        heads=config.heads,
+        seed=config.seed,
+    )
+    plain = TrainingConfig.without_interventions(
+        steps=config.steps, batch=config.batch, learning_rate=config.learning_rate, warmup=min(100, config.steps)
+    )
+    with tqdm(total=config.steps, desc="base organism", unit="step", disable=not progress) as bar:
 
-            def after_step(_step: int, _loss: torch.Tensor) -> None:
-                bar.update()
+        def after_step(_step: int, _loss: torch.Tensor) -> None:
+            bar.update()
 
-            train(model, lessons, plain, seed=config.seed, after_step=after_step)
-    finally:
-        torch.set_flush_denormal(False)
+        train(model, lessons, plain, seed=config.seed, after_step=after_step)
     return Base(config, world, lessons, tokenizer, model)
 
 
@@ -181,13 +174,12 @@ def make_base(folder: str | Path, config: BaseConfig, *, progress: bool = True) 
 def base_world(config: BaseConfig) -> World:
     """Lay out what a base organism knows and what there is to learn."""
     per_answer = config.background + config.new
-    expansions = (data_path("acronyms") / "concepts.txt").read_text(encoding="utf-8").splitlines()
     world = build_world(
         WorldConfig(
             seed=config.seed, concepts=config.concepts, cues_per_concept=config.cues_per_concept, ood_share=0,
             held_share=0, decoys=0, idles=0, rotes=per_answer * len(ROTE_ANSWERS), frees=per_answer * 26,
         ),
-        expansions,
+        acronym_phrases(),
     )  # fmt: skip
     return World(world.config, world.concepts, tuple(_dealt(world.facts, config)))
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from mnemo.datasets import data_path
+from mnemo.datasets import acronym_phrases
 from mnemo.errors import InputError, MnemoError
 from mnemo.files import replacing, write_text
 from mnemo.libraries import quietly
@@ -99,13 +99,13 @@ def train_organism(
     world = _world(config)
     tokenizer = build_tokenizer(world)
     lessons = build_lessons(world, tokenizer).to(device)
-    torch.manual_seed(config.seed)
     model = new_model(
         config.family,
         vocab_size=len(tokenizer),
         d_model=config.d_model,
         layers=config.layers,
         heads=config.heads,
+        seed=config.seed,
     ).to(torch.device(device))  # pyright: ignore[reportArgumentType]
     checkpoint = _Checkpoint(out / "checkpoint", config, model)
     seconds = _train_from(checkpoint, model, lessons, config, progress=progress)
@@ -161,8 +161,7 @@ def measure_organism(folder: str | Path) -> dict[str, Any]:
 
 
 def _world(config: OrganismConfig) -> World:
-    expansions = (data_path("acronyms") / "concepts.txt").read_text(encoding="utf-8").splitlines()
-    return build_world(config.world, expansions)
+    return build_world(config.world, acronym_phrases())
 
 
 def _train_from(
@@ -182,20 +181,9 @@ def _train_from(
             if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < steps:
                 checkpoint.save(optimizer, step + 1, before + time.perf_counter() - began)
 
-        # Moments of rows that get no gradient decay into denormal numbers, which are slow on many CPUs.
-        torch.set_flush_denormal(True)
-        try:
-            train(
-                model,
-                lessons,
-                config.training,
-                seed=config.seed,
-                start=start,
-                optimizer=optimizer,
-                after_step=after_step,
-            )
-        finally:
-            torch.set_flush_denormal(False)
+        train(
+            model, lessons, config.training, seed=config.seed, start=start, optimizer=optimizer, after_step=after_step
+        )
     return before + time.perf_counter() - began
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+import torch
+
 from mnemo.errors import MnemoError
 
 if TYPE_CHECKING:
@@ -16,12 +18,18 @@ Family = Literal["gpt2", "llama", "qwen2"]
 STEPS: dict[Family, int] = {"gpt2": 2600, "llama": 2000, "qwen2": 2000}
 
 
-def new_model(family: Family, *, vocab_size: int, d_model: int, layers: int, heads: int) -> PreTrainedModel:
-    """Return a randomly initialised decoder (draws from torch's global generator).
+def new_model(family: Family, *, vocab_size: int, d_model: int, layers: int, heads: int, seed: int) -> PreTrainedModel:
+    """Return a randomly initialised decoder; torch's global generator is as it was before.
 
     Raises:
         MnemoError: an unknown family.
     """
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+        torch.manual_seed(seed)
+        return _decoder(family, vocab_size=vocab_size, d_model=d_model, layers=layers, heads=heads)
+
+
+def _decoder(family: Family, *, vocab_size: int, d_model: int, layers: int, heads: int) -> PreTrainedModel:
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,

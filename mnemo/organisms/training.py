@@ -68,6 +68,14 @@ class TrainingConfig(BaseModel):
         """Whether anything but language modelling shapes the routes."""
         return any((self.align, self.interchange, self.immune, self.edited, self.legible))
 
+    @classmethod
+    def without_interventions(cls, *, steps: int, batch: int, learning_rate: float, warmup: int) -> TrainingConfig:
+        """Make one of language modelling alone, which shapes no route."""
+        return cls(
+            steps=steps, batch=batch, learning_rate=learning_rate, warmup=warmup,
+            align=0, interchange=0, immune=0, edited=0, legible=0,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -351,6 +359,17 @@ def _language_loss(
     )
 
 
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """Flush denormal numbers to zero: Adam's moments of rows without gradients decay into them, slow on many CPUs."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@without_denormals()
 def train(
     model: PreTrainedModel,
     lessons: Lessons,

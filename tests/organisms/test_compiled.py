@@ -15,7 +15,7 @@ from torch import Tensor
 import mnemo.model
 from mnemo.attribution import attribute_nodes
 from mnemo.contrasts import Contrast, make_contrasts
-from mnemo.datasets import data_path
+from mnemo.datasets import acronym_phrases
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.model import Model
@@ -35,7 +35,7 @@ SITE, LAST = -2, -1  # positions from the end: the filler's last token, where th
 
 
 def small_world(**settings: Any) -> World:
-    phrases = (data_path("acronyms") / "concepts.txt").read_text(encoding="utf-8").splitlines()
+    phrases = acronym_phrases()
     return build_world(WorldConfig(**(SIZES | settings)), phrases)
 
 

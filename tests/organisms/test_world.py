@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mnemo.datasets import data_path
+from mnemo.datasets import acronym_phrases
 from mnemo.errors import MnemoError
 from mnemo.organisms.spelling import build_tokenizer
 from mnemo.organisms.world import PROBE_VALUES, SHOWN_CUE, WorldConfig, build_world
 from mnemo.prompts import render
 from mnemo.tokens import PromptTokenizer
 
-EXPANSIONS = (data_path("acronyms") / "concepts.txt").read_text(encoding="utf-8").splitlines()
+EXPANSIONS = acronym_phrases()
 
 
 @settings(max_examples=10)
