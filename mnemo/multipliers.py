@@ -36,7 +36,7 @@ from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook
 from mnemo.memory import Shape, fit, in_pieces
-from mnemo.patching import metric
+from mnemo.patching import metric, require_comparable
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
@@ -117,7 +117,7 @@ class Multipliers:
     """
 
     def __init__(self, model: Model, contrast: Contrast, *, nodes: int) -> None:
-        _check(contrast)
+        require_comparable(contrast)
         self.contrast, self.nodes, self._model = contrast, nodes, model
         points, weights = np.polynomial.legendre.leggauss(nodes)
         self._alpha = torch.tensor((points + 1) / 2, device=model.device).to(model.dtype)
@@ -527,14 +527,3 @@ def _at_least_float(dtype: torch.dtype) -> torch.dtype:
 
 def _pairs(contrast: Contrast) -> zip[tuple[int, int]]:
     return zip(contrast.clean.tokens, contrast.corrupt.tokens, strict=True)
-
-
-def _check(contrast: Contrast) -> None:
-    clean, corrupt = contrast.clean.tokens, contrast.corrupt.tokens
-    if len(clean) != len(corrupt):
-        raise MnemoError(
-            f"the clean prompt has {len(clean)} tokens and the corrupt one {len(corrupt)}: a contrast needs prompts of "
-            "equal length"
-        )
-    if clean == corrupt:
-        raise MnemoError(f"clean and corrupt prompt are the same, {contrast.clean.text!r}: choose another contrast cue")

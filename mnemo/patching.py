@@ -203,6 +203,22 @@ def metric(logits: Float[Tensor, "fact position vocabulary"], contrasts: Sequenc
     return (last.gather(1, answer[:, None]) - last.gather(1, other[:, None]))[:, 0]
 
 
+def require_comparable(contrast: Contrast) -> None:
+    """Refuse a contrast whose prompts differ in length or do not differ at all.
+
+    Raises:
+        MnemoError: which of the two.
+    """
+    name, clean, corrupt = contrast.fact.fact_id, contrast.clean.tokens, contrast.corrupt.tokens
+    if len(clean) != len(corrupt):
+        raise MnemoError(
+            f"{name}: the clean prompt has {len(clean)} tokens and the corrupt one {len(corrupt)}, but values are "
+            "compared position by position: pair it with a cue of as many tokens (make_contrasts does)"
+        )
+    if clean == corrupt:
+        raise MnemoError(f"{name}: clean and corrupt prompt are the same: pair it with a fact of another cue")
+
+
 def require_contrasts(model: Model, contrasts: Sequence[Contrast]) -> None:
     """Refuse what cannot be compared.
 
@@ -213,15 +229,9 @@ def require_contrasts(model: Model, contrasts: Sequence[Contrast]) -> None:
     if not contrasts:
         raise MnemoError("no contrasts given: attribution compares a clean with a corrupt prompt for each fact")
     for contrast in contrasts:
-        name, clean, corrupt = contrast.fact.fact_id, contrast.clean.tokens, contrast.corrupt.tokens
-        if len(clean) != len(corrupt):
-            raise MnemoError(
-                f"{name}: the clean prompt has {len(clean)} tokens and the corrupt one {len(corrupt)}, but values are "
-                "compared position by position: pair it with a cue of as many tokens (make_contrasts does)"
-            )
-        if clean == corrupt:
-            raise MnemoError(f"{name}: clean and corrupt prompt are the same: pair it with a fact of another cue")
+        require_comparable(contrast)
         if contrast.answer.id == contrast.contrast_answer.id:
+            name = contrast.fact.fact_id
             raise MnemoError(f"{name}: answer and contrast answer are the same token: pair it with another answer")
     if any(module.training for module in model.bridge.modules()):
         raise MnemoError(

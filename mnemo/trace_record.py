@@ -21,9 +21,7 @@ _CLOSE = 1e-6  # of shares and sums that a file must have right
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True, ser_json_bytes="utf8"
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
 
 def _layer(component: str) -> int | None:
@@ -36,20 +34,11 @@ def _head(component: str) -> int | None:
     return int(match[2]) if match and match[2] else None
 
 
-class TraceStep(_Part):
-    """A component on a path.
-
-    Attributes:
-        component: its name.
-        position: where it writes.
-        slot: for a head, whether it reads the step before as query, key or value.
-        token: for ``embed``, the token.
-    """
+class _Placed(_Part):
+    """A component by name, and the position where it writes."""
 
     component: Component
     position: Position
-    slot: Slot | None = None
-    token: str | None = None
 
     @property
     def layer(self) -> int | None:
@@ -58,6 +47,18 @@ class TraceStep(_Part):
     @property
     def head(self) -> int | None:
         return _head(self.component)
+
+
+class TraceStep(_Placed):
+    """A component on a path.
+
+    Attributes:
+        slot: for a head, whether it reads the step before as query, key or value.
+        token: for ``embed``, the token.
+    """
+
+    slot: Slot | None = None
+    token: str | None = None
 
     @property
     def text(self) -> str:
@@ -92,21 +93,11 @@ class TracedPath(_Part):
         return self
 
 
-class TracedNode(_Part):
+class TracedNode(_Placed):
     """What all paths through a component at a position carry together."""
 
-    component: Component
-    position: Position
     value: float
     share: float
-
-    @property
-    def layer(self) -> int | None:
-        return _layer(self.component)
-
-    @property
-    def head(self) -> int | None:
-        return _head(self.component)
 
 
 class TracedEdge(_Part):
