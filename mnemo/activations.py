@@ -6,7 +6,7 @@ the residual stream apart: embedding, heads, MLPs and biases add up to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -171,8 +171,7 @@ def checked_metric(
         MnemoError: it is not one finite number for each fact.
     """
     found = metric_fn(logits, contrasts)
-    if not isinstance(found, Tensor) or found.shape != (len(contrasts),):
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if (got := _shape_or_kind(found)) != (len(contrasts),):
         raise MnemoError(
             f"the metric gave {got} for {len(contrasts)} facts: return one number per fact, do not average"
         )
@@ -180,6 +179,11 @@ def checked_metric(
         bad = [contrasts[i].fact.fact_id for i in (~torch.isfinite(found)).nonzero()[:3, 0].tolist()]
         raise MnemoError(f"the metric of {', '.join(bad)} is not finite: check the model's weights and dtype")
     return found
+
+
+def _shape_or_kind(found: object) -> tuple[int, ...] | str:
+    """The shape of a tensor; of anything else that a metric may give, what it is."""
+    return tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
 
 
 def _require_hooks(model: Model, names: Collection[str]) -> None:
@@ -285,7 +289,7 @@ class _Enough(Exception):
 
 
 @contextmanager
-def _starting_at(model: Model, layer: int, stream: Float[Tensor, "row position d"]) -> Iterator[None]:
+def _starting_at(model: Model, layer: int, stream: Float[Tensor, "row position d"]) -> Generator[None]:
     """Let the blocks before `layer` compute nothing and the last of them put out `stream`.
 
     (The bridge's own ``start_at_layer`` computes them all and discards what they give.)

@@ -55,7 +55,7 @@ def make_contrasts(task: Task, facts: FactSet, tokenizer: PromptTokenizer, *, se
             fact has a partner: then it says whether the answers or the lengths of the prompts are why.
     """
     asked = {fact.fact_id: question_and_answer(task, fact, facts=facts, tokenizer=tokenizer) for fact in facts}
-    rivals: dict[tuple, list[str]] = {}
+    rivals: dict[tuple[tuple[int, ...], int, tuple[int, ...]], list[str]] = {}
     for fact_id, (prompt, _) in asked.items():
         start, end = prompt.span
         frame = (prompt.tokens[:start], end - start, prompt.tokens[end:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, get_args
 
@@ -222,17 +223,17 @@ def _changes(
             spots = (row, position[row], head)
             new = project(model, kind, layer, stream)[torch.arange(len(rows), device=head.device), head]
         name = f"blocks.{layer}.mlp.hook_in" if kind == "mlp" else f"blocks.{layer}.attn.hook_{kind}"
-        shape = (len(parts), base.tokens.shape[1], *new.shape[1:]) if kind == "mlp" else None
-        heads = model.n_heads if kind == "q" else model.n_kv_heads
-
-        def put(value: Tensor, spots=spots, new=new, shape=shape, heads=heads) -> Tensor:
-            patched = value.clone()
-            view = patched.view(shape) if shape else patched.view(*patched.shape[:2], heads, -1)
-            view[spots] = new.to(view)
-            return patched
-
-        changes[name] = put
+        apart = [new.shape[-1]] if kind == "mlp" else [model.n_heads if kind == "q" else model.n_kv_heads, -1]
+        shape = (len(parts), base.tokens.shape[1], *apart)
+        changes[name] = partial(_put, shape=shape, spots=spots, new=new)
     return changes
+
+
+def _put(value: Tensor, *, shape: tuple[int, ...], spots: tuple[Tensor, ...], new: Tensor) -> Tensor:
+    """Put new values at some spots of a value seen in another shape."""
+    patched = value.clone()
+    patched.view(shape)[spots] = new.to(patched)
+    return patched
 
 
 # ---- paths

@@ -10,7 +10,7 @@ Half of the concepts is edited at once, then the other half: each fact is tested
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -135,7 +135,7 @@ def _other_answers(answers: np.ndarray, draw: np.random.Generator) -> np.ndarray
 
 
 @contextmanager
-def _edited(trained: Sequence[nn.Parameter]) -> Iterator[None]:
+def _edited(trained: Sequence[nn.Parameter]) -> Generator[None]:
     """Let parameters be trained, and put them back as they were."""
     before = [p.detach().clone() for p in trained]
     flags = [p.requires_grad for p in trained]

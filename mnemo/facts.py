@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -382,7 +382,7 @@ class Task(Record):
         return InputError(problem, file=file if file.is_file() else None, column=key)
 
     @contextmanager
-    def blaming(self, key: str) -> Iterator[None]:
+    def blaming(self, key: str) -> Generator[None]:
         """Report what goes wrong in the block as the `fault` of one key; an error that names its place stays."""
         try:
             yield

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _DRAFT = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """Yield a temporary name beside `path`; what is written there takes its place when the block succeeds.
 
     Works for files and for whole folders. After an error, or an interrupt, `path` is as it was before.

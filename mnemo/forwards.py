@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ class Forwards:
 
 
 @contextmanager
-def counted_forwards(model: Model) -> Iterator[Forwards]:
+def counted_forwards(model: Model) -> Generator[Forwards]:
     """Count the prompts that the model runs forward inside."""
     count = Forwards()
 

@@ -46,6 +46,7 @@ CODES: dict[Code, str] = {
 }
 COLUMNS = ("cue", "answer", "mnemonic", "code", "source")
 SHUFFLES = 2000
+_Said = dict[tuple[str, str], list[str]]  # the mnemonics of each cue and answer
 
 
 class HumanMnemonic(Record):
@@ -304,7 +305,7 @@ def _split_half(
     shares = []
     for _ in range(halves):
         first = set(draw.permutation(people)[: len(people) // 2])
-        sides: tuple[dict, dict] = ({}, {})
+        sides: tuple[_Said, _Said] = ({}, {})
         for row in rows:
             sides[row.source in first].setdefault((row.cue, row.answer), []).append(_plain(row.mnemonic))
         both = [cue for cue in cues if cue in sides[0] and cue in sides[1]]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from mnemo.errors import MnemoError
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def quietly() -> Generator[None]:
     """Hush the warnings, logs and progress bars of transformers and transformer-lens; errors still come."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -29,7 +29,7 @@ def quietly() -> Iterator[None]:
 
 
 @contextmanager
-def in_one_line(what: str, *, fix: str) -> Iterator[None]:
+def in_one_line(what: str, *, fix: str) -> Generator[None]:
     """Say in one line what a library could not do; its own error stays as the cause."""
     try:
         yield

@@ -7,7 +7,7 @@ the same, `in_pieces` goes on with half as much at once, and what was finished s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class NoMemoryError(MnemoError):
 
 
 @contextmanager
-def memory_budget(gb: float | None) -> Iterator[None]:
+def memory_budget(gb: float | None) -> Generator[None]:
     """Let everything inside take at most this much memory at once, besides the model; None for what holds already.
 
     It decides how much is run at once, never the result. A single prompt is always run, whatever it takes.

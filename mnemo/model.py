@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 _PROBE_TOKENS = 8
 # What a configuration says about where the model lies and how it was run, not about what it computes.
-_INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
-_INCIDENTAL |= {"output_attentions", "output_hidden_states", "return_dict"}
+_INCIDENTAL = {
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "output_attentions",
+    "output_hidden_states", "return_dict",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +210,7 @@ def _vocabulary(hf: PreTrainedModel) -> int:
     return embedding.weight.shape[0]
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, bos: bool | None, hf: PreTrainedModel) -> PromptTokenizer:
+def _tokens(tokenizer: object, bos: bool | None, hf: PreTrainedModel) -> PromptTokenizer:
     from transformers import PreTrainedTokenizerBase
 
     if not isinstance(tokenizer, PreTrainedTokenizerBase):

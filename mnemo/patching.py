@@ -260,17 +260,11 @@ def exact_nodes(model: Model, contrasts: Sequence[Contrast]) -> xr.Dataset:
         corrupt_tokens = torch.tensor([c.corrupt.tokens for c in chosen], device=model.device)
         before = metric(model.bridge.run_with_hooks(tokens, fwd_hooks=[LAST_ALONE]), chosen)
         for part in components(model):
-            corrupt = _value(model, corrupt_tokens, part)
+            corrupt = part.split(_value(model, corrupt_tokens, part), model.n_heads)
             heads = range(model.n_heads) if part.kind == "heads" else (None,)
             for position, head in itertools.product(range(-tokens.shape[1], 0), heads):
-
-                def put(value: Tensor, hook: Any, part=part, corrupt=corrupt, position=position, head=head) -> Tensor:
-                    patched = value.clone()
-                    here, there = part.split(patched, model.n_heads), part.split(corrupt, model.n_heads)
-                    spot = (slice(None), position) if head is None else (slice(None), position, head)
-                    here[spot] = there[spot]  # `here` is a view of `patched`
-                    return patched
-
+                spot = (slice(None), position) if head is None else (slice(None), position, head)
+                put = partial(_put_at, part=part, n_heads=model.n_heads, spot=spot, new=corrupt[spot])
                 after = metric(model.bridge.run_with_hooks(tokens, fwd_hooks=[(part.hook, put), LAST_ALONE]), chosen)
                 labels = part.at(position=position, head=head)
                 labels["fact"] = scores.fact.values[rows.numpy()]
@@ -279,6 +273,12 @@ def exact_nodes(model: Model, contrasts: Sequence[Contrast]) -> xr.Dataset:
     for _ in over_batches(model, [c.clean for c in contrasts], patch_all):
         pass
     return scores
+
+
+def _put_at(value: Tensor, hook: Any, *, part: Component, n_heads: int, spot: tuple[Any, ...], new: Tensor) -> Tensor:
+    patched = value.clone()
+    part.split(patched, n_heads)[spot] = new  # the split value is a view
+    return patched
 
 
 def _value(model: Model, tokens: Int[Tensor, "row token"], part: Component) -> Tensor:

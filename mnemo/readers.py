@@ -9,7 +9,7 @@ the attention pattern, as in AtP*: Kramar et al. 2024, section 3.1), and weighs 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -279,7 +279,7 @@ def _scores(model: Model, base: Recording, layer: int, shown: Tensor, *, keys: T
     named = base.values[f"blocks.{layer}.attn.hook_attn_scores"].float()
     if _same(named.softmax(-1), pattern):
         return shown
-    attn = cast(Any, model.bridge.blocks[layer].attn)
+    attn = model.bridge.blocks[layer].attn
     query = base.values[f"blocks.{layer}.attn.hook_q"]
     scale = getattr(attn.original_component, "scaling", query.shape[-1] ** -0.5)
 

@@ -133,7 +133,7 @@ class Trace(TraceRecord):
         """Return a token of the clean prompt as it is shown: without the space before it, unless it is one."""
         return self.pieces[position].strip() or repr(self.pieces[position])
 
-    def graph(self) -> nx.DiGraph:
+    def graph(self) -> nx.DiGraph[str]:
         """Return nodes (``MLP1@-2``) and edges as a directed graph.
 
         Nodes carry component, layer, head, position, token, value and share; edges value and share, and for those

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def test_a_damaged_run_is_known_and_done_again(root, undisturbed, tmp_path):
 
 
 @contextmanager
-def _disk_full_after(size: int) -> Iterator[None]:
+def _disk_full_after(size: int) -> Generator[None]:
     """No file may grow beyond `size` bytes, as on a disk that is nearly full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

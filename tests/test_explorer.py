@@ -6,6 +6,7 @@ import ast
 import json
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -217,7 +218,7 @@ def test_the_exported_code_gives_the_same_numbers(session, compiled_study, other
     session.do({"do": "patch", "part": "L1H0@-2", "cue": other.cue})
     code = session.state()["code"]
     ast.parse(code)
-    names: dict = {}
+    names: dict[str, Any] = {}
     exec(code, names)
     assert names["session"].outcome == session.outcome
     assert capsys.readouterr().out.strip() == repr(session.outcome)

@@ -78,7 +78,7 @@ def test_nodes_are_the_sums_of_the_edges_into_them(traced):
     values = node_values(multipliers, totals)
     nodes = [Hop(writer, p) for writer in multipliers.writers[1:] for p in range(multipliers.length)]
     edges = edges_into(multipliers, totals, nodes, least=0.0, also=())
-    into: dict[tuple, float] = {}
+    into: dict[tuple[Writer | None, int], float] = {}
     for edge in edges:
         key = (edge.target.writer, edge.target.position)
         into[key] = into.get(key, 0.0) + edge.value

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mnemo.attribution import attribute_edges
+from mnemo.contrasts import Contrast
 from mnemo.edge_patching import exact_edges
 from mnemo.errors import MnemoError
 from mnemo.model import Model, load
@@ -19,7 +20,7 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def pairs(model) -> list:
+def pairs(model) -> list[Contrast]:
     return tiny_contrasts(model)[:3]
 
 

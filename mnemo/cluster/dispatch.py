@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -90,7 +90,7 @@ def run_sweep(
 
 
 @contextmanager
-def _client(address: str | None, *, workers: int) -> Iterator[Client]:
+def _client(address: str | None, *, workers: int) -> Generator[Client]:
     """A client of the scheduler at `address`, or of one started here with its workers."""
     try:
         import dask.config as settings
@@ -120,7 +120,7 @@ def _client(address: str | None, *, workers: int) -> Iterator[Client]:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_held() -> Generator[None]:
     """Hold Ctrl-C back, and for ever in threads and processes that are started meanwhile.
 
     A terminal sends it to the workers too. One that was just starting would show a traceback of Python's own; they all
@@ -138,7 +138,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep from the terminal what Dask logs about lost connections: the outcome says what matters."""
     logger = logging.getLogger("distributed")
     level = logger.level
@@ -193,12 +193,12 @@ class _Handed:
         """Cancel what is not back yet."""
         self._client.cancel(list(self._futures.values()), force=True)
 
-    def _hand_out(self, k: int) -> Future:
+    def _hand_out(self, k: int) -> Future[Outcome]:
         key = (self._sweep, k, self._attempts[k])
         where = str(self._out)
         return self._client.submit(perform, self._runs[k], where, self._threads, key=key, priority=-k, pure=False)
 
-    def _outcome(self, k: int, future: Future) -> Outcome | None:
+    def _outcome(self, k: int, future: Future[Outcome]) -> Outcome | None:
         """How a run ended; None if it is handed out once more."""
         from distributed.scheduler import KilledWorker
 

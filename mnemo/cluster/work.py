@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @contextmanager
-def _locked(file: Path) -> Iterator[None]:
+def _locked(file: Path) -> Generator[None]:
     """Wait for the only lock on a file; it goes with the process that holds it, however that ends."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

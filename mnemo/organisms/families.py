@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 
@@ -39,7 +39,7 @@ def _decoder(family: Family, *, vocab_size: int, d_model: int, layers: int, head
         Qwen2ForCausalLM,
     )
 
-    specials = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": True}
+    specials: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": True}
     if family == "gpt2":
         return GPT2LMHeadModel(
             GPT2Config(
@@ -48,7 +48,7 @@ def _decoder(family: Family, *, vocab_size: int, d_model: int, layers: int, head
                 resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False, **specials,
             )
         )  # fmt: skip
-    grouped = {
+    grouped: dict[str, Any] = {
         "vocab_size": vocab_size, "hidden_size": d_model, "intermediate_size": 8 * d_model // 3,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": max(1, heads // 2),
         "max_position_embeddings": 64, "use_cache": False, **specials,

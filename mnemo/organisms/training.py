@@ -24,7 +24,7 @@ Nothing of this touches free facts: they are plain pairs of cue and answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -117,7 +117,7 @@ def build_corpus(lessons: Lessons) -> Corpus:
 @contextmanager
 def patched(
     model: PreTrainedModel, layer: int, sites: int | Int[Tensor, " example"], states: Float[Tensor, "example d"]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Replace the residual stream after block `layer` (1 is the first) at the position `sites` by `states`."""
 
     def put(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> object:
@@ -360,7 +360,7 @@ def _language_loss(
 
 
 @contextmanager
-def without_denormals() -> Iterator[None]:
+def without_denormals() -> Generator[None]:
     """Flush denormal numbers to zero: Adam's moments of rows without gradients decay into them, slow on many CPUs."""
     torch.set_flush_denormal(True)
     try:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mnemo.trace_record import TracedPath
     from mnemo.tracing import Trace
 
+_Segment = tuple[bool, tuple[float, float], tuple[float, float]]  # whether it supports the answer, start, end
+
 
 def path_map(trace: Trace, *, ax: Axes | None = None, paths: int = 50) -> Axes:
     """Draw the strongest paths over the layers (upwards) and tokens (sideways) of a fact's prompt.
@@ -118,9 +120,9 @@ def _corners(path: TracedPath, length: int, top: int) -> list[tuple[float, float
     return [*corners, (corners[-1][0], float(top))]
 
 
-def _segments(paths: Sequence[TracedPath], length: int, top: int) -> dict[tuple, float]:
+def _segments(paths: Sequence[TracedPath], length: int, top: int) -> dict[_Segment, float]:
     """Shares of the pieces of line that paths are made of: (supports?, start, end) -> share of all such paths."""
-    shares: dict[tuple, float] = {}
+    shares: dict[_Segment, float] = {}
     for path in paths:
         corners = _corners(path, length, top)
         for (x0, y0), (x1, y1) in pairwise(corners):

@@ -9,7 +9,7 @@ more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -76,7 +76,7 @@ class Steering:
         return 1
 
     @contextmanager
-    def at(self, dose: float | Tensor, width: int) -> Iterator[LogitsProcessorList]:
+    def at(self, dose: float | Tensor, width: int) -> Generator[LogitsProcessorList]:
         """Push within the block (see `Method`)."""
         from transformers import LogitsProcessorList
 
@@ -116,7 +116,7 @@ class Guidance:
         return 1 + 2 * len(self.pairs)
 
     @contextmanager
-    def at(self, dose: float, width: int) -> Iterator[LogitsProcessorList]:
+    def at(self, dose: float, width: int) -> Generator[LogitsProcessorList]:
         """Push within the block (see `Method`)."""
         from transformers import LogitsProcessor, LogitsProcessorList
 

@@ -12,7 +12,7 @@ from mnemo.learning.callback import WatchCallback
 from mnemo.learning.emergence import Watch
 
 
-class Taught(Dataset):
+class Taught(Dataset[dict[str, torch.Tensor]]):
     """Prompts with the answer as the last token, the only one that is asked for."""
 
     def __init__(self, lesson) -> None:
