@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mnemo.errors import MnemoError
 from mnemo.libraries import in_one_line, quietly
@@ -274,7 +274,23 @@ def _bridge(hf: PreTrainedModel, tokens: PromptTokenizer, name: str) -> Transfor
             dtype=hf.dtype,
         )
     bridge.requires_grad_(False)  # bridging makes parameters of its own where weights are fused
+    if hf.dtype == torch.float64:
+        for attention in (getattr(block, "attn", None) for block in getattr(bridge, "blocks", ())):
+            if attention is not None:  # what has none is refused by name in `self_check`
+                attention.register_forward_pre_hook(_bound_mask, with_kwargs=True)
     return bridge
+
+
+def _bound_mask(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Raise the lowest float64, which masks hidden tokens, to the lowest float32.
+
+    Many families (Llama, OPT ...) take the softmax of float64 scores in float32, where the former is minus infinity:
+    at padding, which sees no token, all would be NaN, and from there at every token that should not see the padding.
+    """
+    mask = named.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.is_floating_point():
+        named = {**named, "attention_mask": mask.clamp(min=torch.finfo(torch.float32).min)}
+    return given, named
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -162,6 +162,16 @@ def test_left_padding_changes_nothing(family: str) -> None:
     torch.testing.assert_close(model.bridge(ids, attention_mask=mask)[:, -1], together[:, -1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("gpt2", "gpt_neox")])
+def test_padding_is_hidden_in_double_precision_where_the_softmax_is_taken_in_single(family: str) -> None:
+    """The lowest float64 as a mask is minus infinity there, and a row that is masked everywhere then no number."""
+    model = load(tiny_model(family), tokenizer=tiny_tokenizer(), dtype="float64")
+    together = model.forward(PROMPTS)
+    assert together.isfinite().all()
+    for prompt, logits in zip(PROMPTS, together, strict=True):
+        torch.testing.assert_close(logits[-len(prompt) :], model.forward([prompt])[0], rtol=0, atol=1e-6)
+
+
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=5))
 def test_batch_inputs_keep_every_prompt_at_the_end(prompts: list[list[int]]) -> None:
     ids, mask = batch_inputs(prompts, pad=123)
