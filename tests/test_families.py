@@ -93,10 +93,15 @@ def test_half_precision_gives_nearly_the_same_trace(family, dtype, tmp_path):
     full = mnemo.load(saved(family, tmp_path))
     half = mnemo.load(tmp_path, dtype=dtype)
     assert half.dtype == getattr(torch, dtype)
-    contrast = tiny_contrasts(full, CUES)[0]
-    one, two = mnemo.trace(full, contrast), mnemo.trace(half, contrast)
-    assert two.total == pytest.approx(one.total, rel=0.15 if dtype == "bfloat16" else 0.05)
-    assert two.conserved < 0.15
+    # Of some contrasts the one whose metric changes most: it is a difference of four logits, each of them rounded.
+    one, contrast = max(
+        ((mnemo.trace(full, contrast), contrast) for contrast in tiny_contrasts(full, CUES)[:3]),
+        key=lambda traced: abs(traced[0].total),
+    )
+    two, rounding = mnemo.trace(half, contrast), torch.finfo(half.dtype).eps
+    logits = full.forward([contrast.clean.tokens, contrast.corrupt.tokens])[:, -1]
+    assert abs(two.total - one.total) < 2 * rounding * float(logits.abs().max())  # 11 families: at most 0.9
+    assert two.conserved < 5 * rounding  # 11 families: at most 4.1
 
 
 def test_a_model_spread_over_devices_is_refused_at_load_and_one_on_a_single_device_is_not(tmp_path):

@@ -341,5 +341,5 @@ def test_half_precision_is_traced_too(model):
     half = load("organism", dtype=torch.bfloat16)
     rough = trace(ORGANISM, "VA==", model=half, top=10)
     fine = trace(ORGANISM, "VA==", model=model, contrast=rough.contrast_cue, top=10)
-    assert rough.total == pytest.approx(fine.total, rel=0.05)
-    assert rough.streams.loc[2, -2] == pytest.approx(fine.streams.loc[2, -2], abs=0.1)
+    assert rough.total == pytest.approx(fine.total, rel=0.01)  # 0.002
+    assert rough.streams.loc[2, -2] == pytest.approx(fine.streams.loc[2, -2], abs=0.01)  # 0.001
