@@ -7,35 +7,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mnemo.attribution import attribute_edges, attribute_nodes
+    from mnemo.cluster import run_sweep
     from mnemo.contrasts import Contrast, make_contrasts
     from mnemo.datasets import data_path
     from mnemo.doses import dose_curves
+    from mnemo.edge_circuits import faithfulness
     from mnemo.edge_patching import exact_edges
     from mnemo.errors import InputError, MnemoError
     from mnemo.explorer import explore
     from mnemo.facts import Fact, FactSet, Task
     from mnemo.messages import read_messages
     from mnemo.model import Model, load
+    from mnemo.repeat import rerun
     from mnemo.scoring import benchmark
     from mnemo.study import Study, extract
     from mnemo.tracing import Trace, trace
+    from mnemo.trajectories import concept_trajectories
     from mnemo.verification import top_edges, verify
 
 __version__ = "0.1.0"
 __all__ = [
     "Contrast", "Fact", "FactSet", "InputError", "MnemoError", "Model", "Study", "Task", "Trace", "attribute_edges",
-    "attribute_nodes", "benchmark", "data_path", "dose_curves", "exact_edges", "explore", "extract", "load",
-    "make_contrasts", "read_messages", "top_edges", "trace", "verify",
+    "attribute_nodes", "benchmark", "concept_trajectories", "data_path", "dose_curves", "exact_edges", "explore",
+    "extract", "faithfulness", "load", "make_contrasts", "read_messages", "rerun", "run_sweep", "top_edges", "trace",
+    "verify",
 ]  # fmt: skip
 
-# torch and transformers take seconds to import: a name is imported when it is first used.
+# torch and transformers take seconds to import: a name is imported when it is first used. No module may have the name
+# of one of these, since importing it would put it in the place of what it holds.
 _HOME = {
     "attribute_edges": "attribution", "attribute_nodes": "attribution", "benchmark": "scoring",
     "Contrast": "contrasts", "make_contrasts": "contrasts", "data_path": "datasets", "dose_curves": "doses",
-    "exact_edges": "edge_patching", "explore": "explorer", "InputError": "errors", "MnemoError": "errors",
-    "Fact": "facts", "FactSet": "facts", "Task": "facts", "Model": "model", "load": "model",
-    "read_messages": "messages", "Study": "study", "extract": "study", "Trace": "tracing", "trace": "tracing",
-    "top_edges": "verification", "verify": "verification",
+    "faithfulness": "edge_circuits", "exact_edges": "edge_patching", "explore": "explorer", "InputError": "errors",
+    "MnemoError": "errors", "Fact": "facts", "FactSet": "facts", "Task": "facts", "Model": "model", "load": "model",
+    "read_messages": "messages", "rerun": "repeat", "run_sweep": "cluster", "Study": "study", "extract": "study",
+    "Trace": "tracing", "trace": "tracing", "concept_trajectories": "trajectories", "top_edges": "verification",
+    "verify": "verification",
 }  # fmt: skip
 
 

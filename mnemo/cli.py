@@ -162,7 +162,7 @@ def rerun_command(
     facts: FactsFile = None,
 ) -> None:
     """Repeat a run and compare: exit code 0 if it comes out the same, 1 if not."""
-    from mnemo.rerun import rerun
+    from mnemo.repeat import rerun
 
     found = rerun(folder, task=task, model=model, facts=facts)
     for line in found.lines:

@@ -33,7 +33,6 @@ import mnemo
 from mnemo import plot
 from mnemo.invented import count_invented, mark_invented
 from mnemo.scoring import read_truth, score, with_truth
-from mnemo.trajectories import concept_trajectories
 
 folder = mnemo.data_path("organism")
 study = mnemo.extract(folder, quick=True)
@@ -73,7 +72,7 @@ by_kind("read exactly", "concept_score", "agreement")
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for ax, kind in zip(axes, ("mnemonic", "idle"), strict=True):
     some = facts.loc[facts["kind"] == kind, "fact_id"].head(6)
-    plot.concept_trajectory(concept_trajectories(study, list(some), positions=[-2]), ax=ax)
+    plot.concept_trajectory(mnemo.concept_trajectories(study, list(some), positions=[-2]), ax=ax)
     ax.set_title(f"{kind}: {ax.get_title()}")
 
 # %% [markdown]

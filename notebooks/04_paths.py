@@ -32,7 +32,6 @@ from matplotlib import pyplot as plt
 import mnemo
 from mnemo import plot
 from mnemo.edge_patching import exact_path, path_edges
-from mnemo.faithfulness import faithfulness
 
 pd.set_option("display.max_colwidth", None)  # paths are long
 
@@ -126,7 +125,7 @@ nodes["heads"].sel(fact=fact.fact_id).sum("position").to_pandas().round(2)
 
 # %%
 traces = {c.fact.fact_id: mnemo.trace(task, c, model=model, top=300) for c in some}
-curves = faithfulness(model, some, edges, traces=traces)
+curves = mnemo.faithfulness(model, some, edges, traces=traces)
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for ax, setting in zip(axes, ("kept", "removed"), strict=True):
     plot.faithfulness_curve(curves, setting=setting, ax=ax)

@@ -40,6 +40,11 @@ def test_every_public_name_is_in_the_reference(name):
     assert f"{thing.__module__}.{name}" in documented()
 
 
+def test_no_module_takes_the_place_of_a_public_name():
+    """Importing ``mnemo.x`` makes it ``mnemo.x``, whatever the package gave under that name before."""
+    assert not [name for name in mnemo.__all__ if importlib.util.find_spec(f"mnemo.{name}")]
+
+
 @pytest.mark.parametrize("name", [name for name in plot.__all__ if callable(getattr(plot, name))])
 def test_every_figure_is_in_the_reference(name):
     assert f"{getattr(plot, name).__module__}.{name}" in documented()

@@ -16,7 +16,7 @@ from mnemo.explorer.scene import make_scene
 from mnemo.explorer.view import SavedView, View
 from mnemo.facts import FactSet, Task
 from mnemo.model_source import examine
-from mnemo.rerun import rerun
+from mnemo.repeat import rerun
 from mnemo.scoring import read_truth
 from mnemo.tracing import Trace
 

@@ -17,7 +17,7 @@ from mnemo.facts import FactSet
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
-from mnemo.rerun import ABSOLUTE, RELATIVE, compare, rerun
+from mnemo.repeat import ABSOLUTE, RELATIVE, compare, rerun
 from mnemo.study import extract
 from mnemo.tracing import trace
 from tests.lexicon import PHRASES
@@ -67,7 +67,7 @@ def test_inputs_that_changed_since_are_the_difference_and_nothing_is_run(out, fo
     shutil.copytree(folder, moved)
     (moved / "concepts.txt").write_text("another phrase here\n")
     FactSet.read(moved / "facts.csv").subset(["f000", "f001"]).write(tmp_path / "few.csv")
-    monkeypatch.setattr("mnemo.rerun.extract", lambda *_, **__: pytest.fail("run"))
+    monkeypatch.setattr("mnemo.repeat.extract", lambda *_, **__: pytest.fail("run"))
     found = rerun(out, task=moved, facts=tmp_path / "few.csv", progress=False)
     assert not found.same and "facts (hash" in found.lines[0] and "lexicon (hash" in found.lines[0]
     assert "model (hash" not in found.lines[0]

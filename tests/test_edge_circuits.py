@@ -6,9 +6,9 @@ import pytest
 import xarray as xr
 
 from mnemo.attribution import attribute_edges
+from mnemo.edge_circuits import faithfulness
 from mnemo.edge_patching import Edge, exact_edges, path_edges
 from mnemo.errors import MnemoError
-from mnemo.faithfulness import faithfulness
 from mnemo.model import load
 from mnemo.tracing import trace
 from tests.tiny_models import tiny_contrasts, tiny_model, tiny_tokenizer
