@@ -320,24 +320,10 @@ def trace_from(
         quadrature_nodes=multipliers.nodes,
         n_layers=model.n_layers,
         n_heads=model.n_heads,
-        nodes=tuple(
-            TracedNode(component=hop.name, position=hop.position - length, value=value, share=value / total)
-            for hop, value in nodes
-        ),
-        streams=_streams(stream_values(multipliers, totals), total),
-        edges=tuple(
-            TracedEdge(
-                writer=edge.source.name,
-                reader=edge.target.name,
-                slot=edge.target.slot,
-                source=edge.source.position - length,
-                position=edge.target.position - length,
-                value=edge.value,
-                share=edge.value / total,
-            )
-            for edge in edges
-        ),
-        paths=tuple(_traced(path, pieces, total) for path in paths),
+        nodes=_traced_nodes(nodes, length, total),
+        streams=_traced_streams(stream_values(multipliers, totals), total),
+        edges=_traced_edges(edges, length, total),
+        paths=tuple(_traced_path(path, pieces, total) for path in paths),
         seed=seed,
         model_name=model.name,
         fingerprint=model.fingerprint,
@@ -360,10 +346,10 @@ def top_path(model: Model, contrast: Contrast) -> TracedPath:
     found = strongest_paths(multipliers, top=1)
     if not found:
         raise MnemoError(f"no path of {contrast.fact.fact_id!r} carries anything")
-    return _traced(found[0], model.tokens.pieces(contrast.clean.tokens), multipliers.total)
+    return _traced_path(found[0], model.tokens.pieces(contrast.clean.tokens), multipliers.total)
 
 
-def _traced(path: Path, pieces: Sequence[str], total: float) -> TracedPath:
+def _traced_path(path: Path, pieces: Sequence[str], total: float) -> TracedPath:
     steps = tuple(
         TraceStep(
             component=hop.name,
@@ -404,7 +390,29 @@ def _edges(multipliers: Multipliers, totals: Totals, nodes: list[tuple[Hop, floa
     return [edge for i, edge in enumerate(found) if i < MOST_EDGES or (edge.source, edge.target) in taken]
 
 
-def _streams(values: Float[Tensor, "boundary position"], total: float) -> tuple[TracedStream, ...]:
+def _traced_nodes(nodes: Sequence[tuple[Hop, float]], length: int, total: float) -> tuple[TracedNode, ...]:
+    return tuple(
+        TracedNode(component=hop.name, position=hop.position - length, value=value, share=value / total)
+        for hop, value in nodes
+    )
+
+
+def _traced_edges(edges: Sequence[Edge], length: int, total: float) -> tuple[TracedEdge, ...]:
+    return tuple(
+        TracedEdge(
+            writer=edge.source.name,
+            reader=edge.target.name,
+            slot=edge.target.slot,
+            source=edge.source.position - length,
+            position=edge.target.position - length,
+            value=edge.value,
+            share=edge.value / total,
+        )
+        for edge in edges
+    )
+
+
+def _traced_streams(values: Float[Tensor, "boundary position"], total: float) -> tuple[TracedStream, ...]:
     length = values.shape[1]
     return tuple(
         TracedStream(stream_layer=after, position=position - length, value=value, share=value / total)

@@ -17,7 +17,6 @@ from mnemo.records import Parts, inputs_hash
 from mnemo.transfer import (
     Setting,
     TransferConfig,
-    _Run,
     audit,
     make_setting,
     measure_new,
@@ -26,6 +25,7 @@ from mnemo.transfer import (
     swaps_by_layer,
     unrelated_prompts,
 )
+from mnemo.transfer.runs import _Run
 
 TINY = TransferConfig(
     seeds=(0, 1), shapes=(("llama", 2), ("gpt2", 2)), d_model=16, answers=3, concepts=8, cues=2, frees=6, rotes=4,

@@ -28,7 +28,7 @@ def faithfulness_curve(curves: pd.DataFrame, *, setting: str = "kept", ax: Axes 
     Means over facts and draws; the range is shaded.
 
     Args:
-        curves: as `mnemo.faithfulness.faithfulness` returns them.
+        curves: as `mnemo.faithfulness` returns them.
         setting: ``kept`` or ``removed``.
         ax: where to draw.
 
