@@ -83,6 +83,11 @@ class Writer:
         """``embed``, ``h1.2`` (head 2 of layer 1) or ``mlp1``."""
         return {"embed": "embed", "head": f"h{self.layer}.{self.head}", "mlp": f"mlp{self.layer}"}[self.kind]
 
+    @property
+    def name(self) -> str:
+        """The name that traces show: ``embed``, ``L1H2`` or ``MLP1``."""
+        return {"embed": "embed", "head": f"L{self.layer}H{self.head}", "mlp": f"MLP{self.layer}"}[self.kind]
+
 
 @dataclass(frozen=True)
 class Reader:

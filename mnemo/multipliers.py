@@ -34,7 +34,7 @@ from torch import Tensor
 from mnemo.activations import run_from, values_at
 from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook, normed_together
 from mnemo.errors import MnemoError
-from mnemo.graph import stream_hook
+from mnemo.graph import Writer, stream_hook, writers
 from mnemo.memory import Shape, fit, in_pieces
 from mnemo.patching import metric, require_comparable
 
@@ -49,25 +49,6 @@ FIRST_NODES, MOST_NODES = 4, 128
 TOLERANCE = 2e-3
 MENDED = 2e-2  # of what the quadrature of the MLPs misses, which is mended and thus not lost
 _ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-
-
-@dataclass(frozen=True)
-class Writer:
-    """A component that adds to the residual stream.
-
-    Attributes:
-        layer: index of its block, -1 for the embedding.
-        head: which head, None for an MLP or the embedding.
-    """
-
-    layer: int
-    head: int | None = None
-
-    @property
-    def name(self) -> str:
-        if self.layer < 0:
-            return "embed"
-        return f"MLP{self.layer}" if self.head is None else f"L{self.layer}H{self.head}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +112,7 @@ class Multipliers:
         self._kept: dict[int, _Layer] = {}
         self._room = fit(self._block_bytes)
         self._logits = self._read_out()
-        self.writers, self.deltas = self._writers(runs)
+        self.writers, self.deltas = writers(model), self._deltas(runs)
         self.deltas[:, :first] = 0  # nothing differs before the first token that does, but for rounding
         self._check_sum(runs)
 
@@ -150,7 +131,7 @@ class Multipliers:
         if writer is None:
             return len(self.writers)
         before = 1 + writer.layer * (self._model.n_heads + 1)
-        reads_heads = writer.head is None and not self._runs.parallel[writer.layer]
+        reads_heads = writer.kind == "mlp" and not self._runs.parallel[writer.layer]
         return before + (self._model.n_heads if reads_heads else 0)
 
     # ---- one component at a time
@@ -163,7 +144,7 @@ class Multipliers:
         self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
     ) -> Float[Tensor, "item d"]:
         """Carry gradients at what an MLP writes back to the stream that it reads, at the same positions."""
-        back, writer = self._mlp_quadrature(layer, positions, gradients), Writer(layer)
+        back, writer = self._mlp_quadrature(layer, positions, gradients), Writer("mlp", layer)
         moved = self.deltas[: self.upstream(writer), positions].sum(0)
         missed = (gradients * self.deltas[self.row(writer), positions]).sum(-1) - (back * moved).sum(-1)
         length = moved.square().sum(-1)
@@ -266,7 +247,7 @@ class Multipliers:
             at_mlp.insert(0, now)
             through_mlp = torch.zeros_like(now)
             used = everywhere[now.abs().sum(-1) > 0]
-            mlp = Writer(layer)
+            mlp = Writer("mlp", layer)
             through_mlp[used] = self._mlp_quadrature(layer, used, now[used])
             mended.insert(0, -self._effect(through_mlp, self.upstream(mlp)))
             through_mlp[used] = self.mlp(layer, used, now[used])
@@ -279,7 +260,7 @@ class Multipliers:
                 now = now + through_mlp
             at_heads.insert(0, now)
             through_heads = self._all_heads(layer, now)
-            first = self.row(Writer(layer, 0))
+            first = self.row(Writer("head", layer, 0))
             errors.append(
                 self._effect(now, slice(first, first + self._model.n_heads)) - self._effect(through_heads, first)
             )
@@ -304,10 +285,10 @@ class Multipliers:
 
     def row(self, writer: Writer) -> int:
         """Return the place of a writer in `writers`."""
-        if writer.layer < 0:
+        if writer.kind == "embed":
             return 0
         heads = self._model.n_heads
-        return 1 + writer.layer * (heads + 1) + (heads if writer.head is None else writer.head)
+        return 1 + writer.layer * (heads + 1) + (heads if writer.kind == "mlp" else writer.head)
 
     def _effect(self, gradients: Float[Tensor, "position d"], writers: int | slice) -> float:
         chosen = writers if isinstance(writers, slice) else slice(writers)
@@ -373,19 +354,18 @@ class Multipliers:
     def _tokens(self) -> Int[Tensor, "node position"]:
         return torch.tensor(self.contrast.clean.tokens, device=self._model.device).expand(self.nodes, -1)
 
-    def _writers(self, runs: _Runs) -> tuple[tuple[Writer, ...], Float[Tensor, "writer position d"]]:
+    def _deltas(self, runs: _Runs) -> Float[Tensor, "writer position d"]:
         model, precision = self._model, _at_least_float(self._model.dtype)
 
         def delta(name: str) -> Tensor:
             return (runs.values[name][1] - runs.values[name][0]).to(precision)
 
-        writers, deltas = [Writer(-1)], [delta(stream_hook(model, 0))[None]]
+        deltas = [delta(stream_hook(model, 0))[None]]
         for layer in range(model.n_layers):
             z = _by_head(delta(f"blocks.{layer}.attn.hook_z")[None], self._weights[layer].o.shape[1])[0]
             heads = torch.einsum("pah,ahd->apd", z, self._weights[layer].o.to(precision))
             deltas += [self._behind_post_norm(layer, heads), delta(f"blocks.{layer}.hook_mlp_out")[None]]
-            writers += [*(Writer(layer, head) for head in range(model.n_heads)), Writer(layer)]
-        return tuple(writers), torch.cat(deltas)
+        return torch.cat(deltas)
 
     def _behind_post_norm(
         self, layer: int, heads: Float[Tensor, "head position d"]

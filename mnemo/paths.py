@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemo.multipliers import SLOTS, Multipliers, Slot, Totals, Writer
+from mnemo.graph import Writer
+from mnemo.multipliers import SLOTS, Multipliers, Slot, Totals
 
 BATCH, BATCH_PER_PATH = 32, 8  # open ends that are grown together; fewer where few paths are wanted: most are in vain
 ROUNDING = 1e-6  # a value below this share of the whole is rounding
@@ -93,7 +94,7 @@ def strongest_paths(multipliers: Multipliers, *, top: int) -> list[Path]:
             offer(end, rank + 1)
             hop, value, slot, gradient = ends[end].child(rank)
             tail = (Hop(ends[end].hop.writer, ends[end].hop.position, slot), *ends[end].tail)
-            if hop.writer is not None and hop.writer.layer < 0:
+            if hop.writer is not None and hop.writer.kind == "embed":
                 found = (-size, next(order), Path((hop, *tail), value))
                 (heapq.heappush if len(complete) < top else heapq.heappushpop)(complete, found)
             else:
@@ -168,7 +169,7 @@ def _grow(
     groups: dict[tuple[int, bool], list[int]] = {}
     for i, (hop, _, _) in enumerate(opened):
         assert hop.writer is not None
-        groups.setdefault((hop.writer.layer, hop.writer.head is None), []).append(i)
+        groups.setdefault((hop.writer.layer, hop.writer.kind == "mlp"), []).append(i)
     for rows in groups.values():
         chosen = [opened[i] for i in rows]
         hops, gradients = [hop for hop, _, _ in chosen], torch.stack([gradient for _, _, gradient in chosen])
@@ -188,29 +189,24 @@ def _back(
     assert writer is not None
     positions = torch.tensor([hop.position for hop in hops], device=gradients.device)
     deltas = multipliers.deltas[: multipliers.upstream(writer)]
-    if writer.head is None:
+    if writer.kind == "mlp":
         back = multipliers.mlp(writer.layer, positions, gradients)
         values = torch.einsum("md,wmd->mw", back, deltas[:, positions]).cpu().numpy()
         for i, hop in enumerate(hops):
             yield back[i, None, None], values[i, None, None], hop.position, (None,)
         return
-    heads = torch.tensor([_head(hop) for hop in hops], device=gradients.device)
+    heads = torch.tensor([hop.writer.head for hop in hops if hop.writer is not None], device=gradients.device)
     back = multipliers.heads(writer.layer, heads, positions, gradients)
     values = torch.einsum("mspd,wpd->mspw", back, deltas).cpu().numpy()
     for i in range(len(hops)):
         yield back[i], values[i], 0, SLOTS
 
 
-def _head(hop: Hop) -> int:
-    assert hop.writer is not None and hop.writer.head is not None
-    return hop.writer.head
-
-
 def node_values(multipliers: Multipliers, totals: Totals) -> Float[Tensor, "writer position"]:
     """Return what all paths through each component at each position carry together, in logits."""
     found = [(multipliers.deltas[0] * totals.embed).sum(-1)[None]]
     for i, writer in enumerate(multipliers.writers[1:], start=1):
-        at = totals.mlp if writer.head is None else totals.heads
+        at = totals.mlp if writer.kind == "mlp" else totals.heads
         found.append((multipliers.deltas[i] * at[writer.layer]).sum(-1)[None])
     return torch.cat(found)
 
@@ -240,8 +236,8 @@ def edges_into(
     """
     groups: dict[tuple[int, bool], list[Hop]] = {}
     for hop in dict.fromkeys(readers):
-        if hop.writer is not None and hop.writer.layer >= 0:
-            groups.setdefault((hop.writer.layer, hop.writer.head is None), []).append(hop)
+        if hop.writer is not None and hop.writer.kind != "embed":
+            groups.setdefault((hop.writer.layer, hop.writer.kind == "mlp"), []).append(hop)
     wanted: dict[tuple[Writer | None, int], list[tuple[Hop, Hop]]] = {}
     for source, target in also:
         wanted.setdefault((target.writer, target.position), []).append((source, target))

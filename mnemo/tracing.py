@@ -25,8 +25,9 @@ from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.files import replacing, write_text
+from mnemo.graph import Writer
 from mnemo.memory import memory_budget
-from mnemo.multipliers import Multipliers, Totals, Writer, averaged_multipliers
+from mnemo.multipliers import Multipliers, Totals, averaged_multipliers
 from mnemo.paths import Edge, Hop, Path, edges_into, node_values, stream_values, strongest_paths
 from mnemo.records import command, package_versions, source_of
 from mnemo.tables import write_csv
@@ -384,7 +385,7 @@ def _edges(multipliers: Multipliers, totals: Totals, nodes: list[tuple[Hop, floa
         for path in paths
         for before, after in zip(path.hops, path.hops[1:], strict=False)
     }
-    readers = [hop for hop, _ in nodes if hop.writer != Writer(-1)][:MOST_READERS]
+    readers = [hop for hop, _ in nodes if hop.writer != Writer("embed")][:MOST_READERS]
     readers += [Hop(after.writer, after.position) for _, after in taken]
     found = edges_into(multipliers, totals, readers, least=LEAST_SHARE * abs(multipliers.total), also=taken)
     return [edge for i, edge in enumerate(found) if i < MOST_EDGES or (edge.source, edge.target) in taken]

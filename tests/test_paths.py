@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 from typing import Any
@@ -13,8 +14,9 @@ import torch
 from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, FactSet, Task
+from mnemo.graph import Writer
 from mnemo.model import Model, load
-from mnemo.multipliers import SLOTS, Multipliers, Writer, averaged_multipliers
+from mnemo.multipliers import SLOTS, Multipliers, averaged_multipliers
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
@@ -64,12 +66,12 @@ def test_each_component_sums_to_its_delta(traced):
         gradient = torch.randn(1, model.d_model, generator=generator)
         at, delta = torch.tensor([position]), multipliers.deltas[multipliers.row(writer), position]
         inputs = multipliers.deltas[: multipliers.upstream(writer)].sum(0)
-        if writer.head is None:
+        if writer.kind == "mlp":
             given = (multipliers.mlp(writer.layer, at, gradient)[0] * inputs[position]).sum()
         else:
             given = (multipliers.heads(writer.layer, torch.tensor([writer.head]), at, gradient)[0] * inputs).sum()
         scale = float(gradient.norm() * delta.norm())
-        allowed = 1e-4 if writer.head is None else 0.02
+        allowed = 1e-4 if writer.kind == "mlp" else 0.02
         assert abs(float(given - (gradient[0] * delta).sum())) <= allowed * scale + 1e-6, writer
 
 
@@ -81,16 +83,16 @@ def test_nodes_are_the_sums_of_the_edges_into_them(traced):
     multipliers = Multipliers(model, coarse.contrast, nodes=2 * coarse.nodes)
     totals = multipliers.totals()
     values = node_values(multipliers, totals)
-    nodes = [Hop(writer, p) for writer in multipliers.writers[1:] for p in range(multipliers.length)]
-    edges = edges_into(multipliers, totals, nodes, least=0.0, also=())
+    nodes = list(itertools.product(multipliers.writers[1:], range(multipliers.length)))
+    edges = edges_into(multipliers, totals, itertools.starmap(Hop, nodes), least=0.0, also=())
     into: dict[tuple[Writer | None, int], float] = {}
     for edge in edges:
         key = (edge.target.writer, edge.target.position)
         into[key] = into.get(key, 0.0) + edge.value
     allowed = 5e-5 * abs(multipliers.total)
-    for hop in nodes:
-        node = float(values[multipliers.row(hop.writer), hop.position])
-        assert abs(into.get((hop.writer, hop.position), 0.0) - node) <= allowed, hop
+    for writer, position in nodes:
+        node = float(values[multipliers.row(writer), position])
+        assert abs(into.get((writer, position), 0.0) - node) <= allowed, (writer, position)
     assert math.isclose(into[None, multipliers.length - 1], multipliers.total, abs_tol=allowed)
 
 
@@ -101,7 +103,7 @@ def test_nothing_flows_backwards_in_position_or_in_from_before_the_cue(traced):
         positions = [hop.position for hop in path.hops]
         assert positions == sorted(positions) and positions[0] >= first
         assert [hop.slot is not None for hop in path.hops] == [
-            hop.writer is not None and hop.writer.head is not None for hop in path.hops
+            hop.writer is not None and hop.writer.kind == "head" for hop in path.hops
         ]
 
 
@@ -175,7 +177,7 @@ def every_path(multipliers: Multipliers) -> dict[tuple[Hop, ...], tuple[float, l
 
     def back(writer, position, vector):
         at = torch.tensor([position])
-        if writer.head is None:
+        if writer.kind == "mlp":
             return [(None, position, multipliers.mlp(writer.layer, at, vector[None])[0])]
         gradient = multipliers.heads(writer.layer, torch.tensor([writer.head]), at, vector[None])[0]
         return [(slot, s, gradient[i, s]) for i, slot in enumerate(SLOTS) for s in range(multipliers.length)]
@@ -341,4 +343,8 @@ def test_an_interrupt_leaves_hooks_and_weights_as_found():
 
 
 def test_names_of_writers():
-    assert [writer.name for writer in (Writer(-1), Writer(0, 3), Writer(2))] == ["embed", "L0H3", "MLP2"]
+    assert [writer.name for writer in (Writer("embed"), Writer("head", 0, 3), Writer("mlp", 2))] == [
+        "embed",
+        "L0H3",
+        "MLP2",
+    ]
