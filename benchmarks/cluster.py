@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,7 @@ def scheduler(out: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _cluster(workers: int) -> Iterator[tuple[str, subprocess.Popen[Any]]]:
+def _cluster(workers: int) -> Generator[tuple[str, subprocess.Popen[Any]]]:
     """A scheduler and workers as processes of their own; yields its address and the scheduler."""
     port = random.randint(20_000, 30_000)
     address = f"tcp://127.0.0.1:{port}"

@@ -99,6 +99,8 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
             yield changed
         case ast.IfExp():
             yield ast.IfExp(node.test, node.orelse, node.body)
+        case _:
+            pass
 
 
 def places(tree: ast.Module, lines: Sequence[str]) -> Iterator[tuple[ast.AST, ast.AST]]:

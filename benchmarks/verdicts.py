@@ -28,7 +28,7 @@ import torch
 from baselines import baselines
 from tqdm.auto import tqdm
 
-from mnemo.datasets import data_path
+from mnemo.datasets import acronym_phrases
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.files import replacing, write_text
 from mnemo.gate import gate
@@ -114,8 +114,7 @@ class Compile:
     shuffled: bool = False
 
     def __call__(self, folder: Path, _organisms: Path) -> None:
-        expansions = (data_path("acronyms") / "concepts.txt").read_text(encoding="utf-8").splitlines()
-        world = build_world(self.world, expansions)
+        world = build_world(self.world, acronym_phrases())
         if self.shuffled:
             world = with_shuffled_answers(world)
         model, tokenizer = compile_organism(world, mediated=self.mediated)

@@ -240,7 +240,7 @@ def test_facts_with_broken_logits_are_left_out_and_the_others_judged(folder, stu
     model = load(folder)
     letter = next(fact for fact in world.facts if fact.kind == "mnemonic").cue[0]
     token = study.model.tokens.encode(f"decode {letter}==").ids[2]
-    embedding = next(p for name, p in model.bridge.named_parameters() if p.shape[0] == model.vocab_size)
+    embedding = next(p for _, p in model.bridge.named_parameters() if p.shape[0] == model.vocab_size)
     with torch.no_grad():
         embedding[token] = torch.nan
     again = extract(folder, model=model, progress=False)
