@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.tools.analysis import JacobianLens, logit_readout
 
-from mnemo.interventions import agrees, ask_concepts, choose_targets
+from mnemo.concept_vectors import agrees, ask_concepts, choose_targets
 from mnemo.model import Model
 from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.prompts import Prompt

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mnemo.interventions import ConceptVectors, concept_vectors, like
+from mnemo.concept_vectors import ConceptVectors, concept_vectors, like
 from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.study import Study
 from mnemo.study_concepts import StudyConcepts, study_concepts

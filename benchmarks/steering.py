@@ -23,10 +23,10 @@ import torch
 from cases import ORGANISM, ROOT, cell, print_table
 from tqdm.auto import tqdm
 
+from mnemo.concept_vectors import ConceptTable, ask_concepts
 from mnemo.facts import Task
 from mnemo.files import write_text
 from mnemo.intervals import grouped_interval
-from mnemo.interventions import ConceptTable, ask_concepts
 from mnemo.model import Model, load
 from mnemo.patching import Site, read_stream, read_stream_at_span
 from mnemo.prompts import Prompt, answer_token, render

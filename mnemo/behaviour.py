@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from mnemo.concept_vectors import ConceptTable, agrees
 from mnemo.concepts import read_cues
 from mnemo.facts import Fact, Task
-from mnemo.interventions import ConceptTable, agrees
 from mnemo.patching import next_logprobs
 from mnemo.prompts import Prompt, render
 

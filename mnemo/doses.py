@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemo.concept_vectors import ConceptTable, choose_targets, like
 from mnemo.errors import MnemoError
 from mnemo.files import replacing
-from mnemo.interventions import ConceptTable, choose_targets, like
 from mnemo.patching import Patch, ask
 from mnemo.prompts import Prompt
 from mnemo.study_concepts import study_concepts

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from mnemo.concept_vectors import ConceptTable
 from mnemo.errors import MnemoError
-from mnemo.interventions import ConceptTable
 from mnemo.memory import Shape
 from mnemo.patching import next_logprobs, over_batches
 

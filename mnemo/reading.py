@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mnemo.concept_vectors import ask_concepts
 from mnemo.concepts import Bank, Reader, ReadsConcepts
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
-from mnemo.interventions import ask_concepts
 
 if TYPE_CHECKING:
     from mnemo.model import Model

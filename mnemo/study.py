@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from mnemo.attribution import attribute_nodes
 from mnemo.behaviour import agreement, entailment, expand_cues, probe_prompts
+from mnemo.concept_vectors import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors
 from mnemo.concepts import Reading, ReadsConcepts, chance
 from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.editing import edit_test
@@ -33,7 +34,6 @@ from mnemo.facts import Fact, FactSet, Task
 from mnemo.files import replacing, write_text
 from mnemo.forwards import counted_forwards
 from mnemo.gate import Recalled, gate
-from mnemo.interventions import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors
 from mnemo.invented import THROUGH_A_CONCEPT, mark_invented
 from mnemo.memory import memory_budget
 from mnemo.patching import Site, read_stream

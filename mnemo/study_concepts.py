@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemo.concept_vectors import ConceptTable, ConceptVectors, agrees, ask_concepts, concept_vectors
 from mnemo.errors import MnemoError
-from mnemo.interventions import ConceptTable, ConceptVectors, agrees, ask_concepts, concept_vectors
 from mnemo.prompts import answer_token, render
 
 if TYPE_CHECKING:

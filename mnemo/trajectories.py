@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mnemo.concept_vectors import ConceptTable, choose_targets, concept_vectors
 from mnemo.concepts import Bank, Reader, ReadsConcepts
 from mnemo.errors import MnemoError
-from mnemo.interventions import ConceptTable, choose_targets, concept_vectors
 from mnemo.patching import Site, read_stream
 from mnemo.study_concepts import study_concepts
 from mnemo.trials import TestedFacts, run_trials

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mnemo.interventions import ConceptTable, ConceptVectors, as_long
+from mnemo.concept_vectors import ConceptTable, ConceptVectors, as_long
 from mnemo.patching import Answers, Patch, Site, ask, read_stream
 from mnemo.prompts import Prompt
 

@@ -13,9 +13,9 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemo.concept_vectors import ConceptTable, agrees, choose_targets, concept_vectors
 from mnemo.concepts import ReadsConcepts
 from mnemo.contrasts import Contrast
-from mnemo.interventions import ConceptTable, agrees, choose_targets, concept_vectors
 from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.prompts import Prompt
 from mnemo.trials import TestedFacts, run_trials

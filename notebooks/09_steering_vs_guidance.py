@@ -35,7 +35,7 @@ from IPython.display import display
 
 import mnemo
 from mnemo import steering
-from mnemo.interventions import ask_concepts
+from mnemo.concept_vectors import ask_concepts
 from mnemo.patching import Site
 from mnemo.prompts import answer_token, render
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import mnemo
+from mnemo.concept_vectors import ConceptTable, ask_concepts
 from mnemo.editing import EditConfig, _other_answers, edit_test
 from mnemo.errors import MnemoError
-from mnemo.interventions import ConceptTable, ask_concepts
 from mnemo.model import Model
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.world import World, WorldConfig, build_world

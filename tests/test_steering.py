@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from mnemo.concept_vectors import ask_concepts
 from mnemo.errors import MnemoError
-from mnemo.interventions import ask_concepts
 from mnemo.model import Model, load
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.world import WorldConfig, build_world

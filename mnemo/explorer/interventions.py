@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from mnemo.activations import values_at
+from mnemo.concept_vectors import ConceptTable, ask_concepts, like
 from mnemo.errors import MnemoError
 from mnemo.explorer.places import Chain, Change, Place
 from mnemo.explorer.routes import along, clean_run
 from mnemo.graph import stream_hook
-from mnemo.interventions import ConceptTable, ask_concepts, like
 from mnemo.patching import Hook, read_stream_at_span
 from mnemo.prompts import Prompt, render
 from mnemo.study_concepts import StudyConcepts, study_concepts

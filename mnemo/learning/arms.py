@@ -19,10 +19,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mnemo.behaviour import expand_cues, probe_prompts
+from mnemo.concept_vectors import ConceptTable, agrees, ask_concepts
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet, Task
 from mnemo.gate import Recalled, gate
-from mnemo.interventions import ConceptTable, agrees, ask_concepts
 from mnemo.patching import next_logprobs
 from mnemo.prompts import Prompt, render
 

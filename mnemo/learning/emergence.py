@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from mnemo.concept_vectors import ConceptVectors, ask_concepts, choose_targets, concept_vectors, like
 from mnemo.contrasts import Contrast
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact
-from mnemo.interventions import ConceptVectors, ask_concepts, choose_targets, concept_vectors, like
 from mnemo.learning.arms import Lesson, Survey
 from mnemo.model import Model, load
 from mnemo.multipliers import averaged_multipliers

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mnemo.behaviour import expand_cues
+from mnemo.concept_vectors import concept_vectors
 from mnemo.graph import stream_hook
-from mnemo.interventions import concept_vectors
 from mnemo.learning.arms import Lesson, Survey
 from mnemo.patching import Site, read_stream
 

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mnemo.concept_vectors import ask_concepts
 from mnemo.editing import edit_test
-from mnemo.interventions import ask_concepts
 from mnemo.model import load
 from mnemo.organisms.lessons import Lessons
 from mnemo.organisms.training import patched, states_at

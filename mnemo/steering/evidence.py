@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from mnemo.interventions import ConceptTable, like
+from mnemo.concept_vectors import ConceptTable, like
 from mnemo.patching import Patch, Site, next_logprobs, read_stream, read_stream_at_span
 from mnemo.prompts import Prompt
 

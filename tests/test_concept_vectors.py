@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mnemo.interventions import (
+from mnemo.concept_vectors import (
     FEW,
     ConceptTable,
     ConceptVectors,
