@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from gold import gold_standard
 from verdicts import markdown
@@ -29,6 +30,7 @@ from verdicts import markdown
 from mnemo.files import write_text
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, strongest_first
 from mnemo.organisms.build import OrganismConfig, train_organism
+from mnemo.report import swaps_in_words
 from mnemo.study import extract
 
 WORLD = {"concepts": 48, "cues_per_concept": 4, "decoys": 0, "idles": 0, "rotes": 32, "frees": 64}
@@ -97,7 +99,8 @@ def judge(folder: Path, out: Path, *, name: str) -> None:
             "agree_decided": float(agree[decided].mean()),
         }
     shown = strongest_first(free).head(EXAMPLES)
-    columns = ["cue", "answer", "concept", "invented", "score", "swap_success", "swap_control", "entailment"]
+    columns = ["cue", "answer", "concept", "invented", "score", "entailment", "swap_success", "swap_control"]
+    columns += [column for column in ("dose", "dosed_swap", "dosed_control") if column in shown]
     card |= {"counts": count_invented(free), "examples": shown[columns].to_dict("records")}
     card["verdicts"] = free["verdict"].value_counts().to_dict()
     write_text(out / f"{name}.json", json.dumps(card, indent=2, default=float) + "\n")
@@ -131,8 +134,8 @@ def tables(out: Path) -> str:
             ]
         )
     examples = [
-        f"- {name}: {e['cue']} -> *{e['concept']}* -> {e['answer']} ({e['invented']}; swaps {e['swap_success']:.2f}, "
-        f"random {e['swap_control']:.2f}; other questions {_number(e['entailment'])})"
+        f"- {name}: {e['cue']} -> *{e['concept']}* -> {e['answer']} ({e['invented']}; swaps (random) "
+        f"{swaps_in_words(pd.Series(e))}; other questions {_number(e['entailment'])})"
         for name, card in cards.items()
         for e in card["examples"]
     ]

@@ -14,7 +14,7 @@ from mnemo.datasets import data_path
 from mnemo.files import replacing
 from mnemo.organisms.world import SHOWN_CUE
 from mnemo.plot import overview
-from mnemo.report import plain
+from mnemo.report import plain, swaps_in_words
 from mnemo.scoring import invented, read_truth, with_truth
 from mnemo.study import Study, extract
 
@@ -99,7 +99,7 @@ def _table(shown: Sequence[Shown]) -> Table:
     table.add_row("trained to be", *(f"[bold]{fact.kind}[/bold]: {WHAT_IT_IS[fact.kind]}" for fact in shown))
     add("recalled with P", lambda row: f"{row['recall_probability']:.2f}")
     add("concept read", lambda row: plain(str(row["concept"])))
-    add("swap works (random)", lambda row: f"{row['swap_success']:.2f} ({row['swap_control']:.2f})")
+    add("swap works (random)", swaps_in_words)
     add("concept suffices, P (another)", lambda row: f"{row['sufficiency']:.2f} ({row['sufficiency_control']:.2f})")
     add("P lost without it (random)", lambda row: f"{row['ablation_drop']:.2f} ({row['ablation_control']:.2f})")
     add("probes follow it (same answer)", lambda row: f"{row['entailment']:.2f} ({row['entailment_control']:.2f})")

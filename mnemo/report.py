@@ -72,13 +72,20 @@ def print_summary(study: Study, folder: Path) -> None:
                 plain(str(row["concept"])),
                 row["invented"],
                 f"{row['score']:.2f}",
-                f"{row['swap_success']:.2f} ({row['swap_control']:.2f})",
+                swaps_in_words(row),
                 f"{row['entailment']:.2f} ({row['entailment_control']:.2f})",
             )
         console.print(listing)
     for note in study.notes:
         console.print(f"note: {plain(note)}", style="yellow")
     console.print(f"written: {plain(str(folder / 'report.html'))}, verdicts.csv and the files beside them")
+
+
+def swaps_in_words(row: pd.Series) -> str:
+    """Write how often a fact's swaps work, random directions in brackets; after a second look, what that saw."""
+    if pd.isna(row.get("dose")):
+        return f"{row['swap_success']:.2f} ({row['swap_control']:.2f})"
+    return f"{row['dosed_swap']:.2f} ({row['dosed_control']:.2f}) at dose {row['dose']:g}"
 
 
 def print_metrics(metrics: dict[str, Any], folder: Path) -> None:
