@@ -1,12 +1,15 @@
 """A gold standard for verdicts where no truth is known: every site, every other concept, all doses and controls.
 
-`extract` tries some concepts at one site and one dose. Here a fact is swapped to *every* concept with another answer
+`extract` tries some concepts at one site and two doses. Here a fact is swapped to *every* concept with another answer
 that some cue evokes, at every site from the waypoint on (later layers, and later positions up to the last), at every
 dose. It counts as recalled through its concept where, at one site and dose,
 
 * more than half of the swaps give the answer predicted beforehand, above random directions of the same norm,
 * the mean state plus the concept gives the fact's answer, above another concept's vector, and
 * swaps to other concepts with the same answer leave it alone (where there are any that other facts can be swapped to).
+
+No dose is above 1. In organisms written down with a second route that carries the answer, twice a concept moves every
+idle fact, though none of them goes through it: more of a concept than any context has overrides what it has no part in.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from mnemo.study import Study
 from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.verdict import MOVED
 
-DOSES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+DOSES = (0.25, 0.5, 0.75, 1.0)
 
 
 def gold_standard(study: Study, fact_ids: Sequence[str], *, seed: int = 0, progress: bool = True) -> pd.DataFrame:

@@ -64,7 +64,8 @@ class Effort:
 
     Attributes:
         targets: other concepts that each fact is swapped to.
-        doses: multiples of the concept vectors, for a second look at facts that the first one does not settle.
+        doses: multiples of the concept vectors, for a second look at facts that the first one does not settle. None
+            above 1: twice a concept moves facts with another route as well, to which the concept says nothing.
         dosed_targets: other concepts that those are swapped to.
         sites: candidates for the waypoint.
         sample: facts that each of those is tried on.
@@ -72,7 +73,7 @@ class Effort:
     """
 
     targets: int = 8
-    doses: tuple[float, ...] = (0.5, 1.0, 2.0)
+    doses: tuple[float, ...] = (0.5, 1.0)
     dosed_targets: int = 16
     sites: int = 12
     sample: int = 128

@@ -122,6 +122,16 @@ def test_the_top_path_is_the_first_of_the_fact_s_trace(study, world):
         assert row["top_path_share"] == pytest.approx(first.share, rel=0.02)
 
 
+def test_where_another_route_carries_the_answer_idle_facts_are_not_pushed_over(tmp_path):
+    """Twice a concept would move every idle fact of such an organism; its share of the effect is right all the same."""
+    world = build_world(CONFIG.model_copy(update={"concepts": 8, "idles": 4, "decoys": 4, "rotes": 4}), PHRASES)
+    write_folder(tmp_path, world, *compile_organism(world, mediated=0.25), name="redundant")
+    table = extract(tmp_path, progress=False).table
+    kinds = table["fact_id"].map({fact.fact_id: fact.kind for fact in world.facts})
+    assert not table.loc[kinds != "mnemonic", "verdict"].isin(["mnemonic", "shared-intermediate"]).any()
+    assert table.loc[kinds == "mnemonic", "mediated_fraction"].mean() == pytest.approx(0.25, abs=0.1)
+
+
 def test_where_paths_are_few_the_clearest_facts_have_them_and_a_fault_costs_one_fact(folder, monkeypatch):
     monkeypatch.setattr(mnemo.study, "QUICK", mnemo.study.Effort(targets=4, sites=4, sample=64, paths=5))
     real, calls = mnemo.study.top_path, []
