@@ -73,9 +73,9 @@ def test_what_misses_its_bar_is_marked(judged, tmp_path):
     put(tmp_path, "compiled-plain-0", card)
     card["balanced_accuracy"] = {"value": 0.96, "low": 0.9, "high": 0.99}
     card["waypoint_right"] = False
-    put(tmp_path, "compiled-plain-1", card)
+    put(tmp_path, "compiled-plain-2", card)
     card["mediated_fraction"]["mnemonic"]["value"] = 0.45
-    put(tmp_path, "compiled-redundant-0.5-1", card)
+    put(tmp_path, "compiled-redundant-0.5-2", card)
     printed = subprocess.run(
         [sys.executable, SCRIPT, "--table", "--out", tmp_path], capture_output=True, text=True, check=True
     ).stdout
@@ -84,10 +84,10 @@ def test_what_misses_its_bar_is_marked(judged, tmp_path):
         if line.startswith("| compiled"):
             marked.setdefault(line.split(" | ")[0].strip("| "), line.count(" !"))
     assert marked["compiled-plain-0"] == 0
-    assert marked["compiled-plain-1"] == 2
+    assert marked["compiled-plain-2"] == 2
     assert "0.960 [0.90, 0.99] !" in printed
     assert "### Development" in printed and "### Report" in printed
-    assert marked["compiled-redundant-0.5-1"] == 0  # 0.05 off the planted share is near enough
+    assert marked["compiled-redundant-0.5-2"] == 0  # 0.05 off the planted share is near enough
 
 
 def test_a_folder_without_verdicts_is_named_in_one_line(tmp_path):

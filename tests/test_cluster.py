@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,11 @@ def test_twenty_kills_at_random_moments_lose_nothing_and_double_nothing(root, un
 
 def _mnemo(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mnemo", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 def _until(condition: Callable[[], Any], *, process: subprocess.Popen[str], seconds: float = 600) -> Any:
