@@ -1,6 +1,6 @@
 """Measure how much memory runs take and compare it with what `mnemo.memory` and `mnemo plan` say beforehand.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py               # four shapes, three kinds of runs; a few minutes
+    OMP_NUM_THREADS=1 python benchmarks/memory.py               # four shapes, four kinds of runs; a few minutes
 
 Every measurement is a process of its own: it loads a model with random weights from a directory, runs prompts of random
 tokens under a budget, and reports the most that it ever held (VmHWM, so Linux alone). The estimate is that of `mnemo
@@ -31,7 +31,8 @@ from mnemo.plan import PROCESS_GB, read_shape
 from tests.tiny_models import saved
 
 BAR = 0.25
-STAGES = ("forwards", "attribute", "trace")
+NODES = {"trace": TRACE_NODES, "trace, 32 nodes": 32}  # of the quadrature: in most traces, with random weights
+STAGES = ("forwards", "attribute", *NODES)
 HEADER = ("shape", "tokens", "budget GB", "run", "at once", "estimate GB", "measured GB", "measured / estimate", "bar")
 
 
@@ -63,8 +64,8 @@ def estimate(case: Case, folder: Path, stage: str) -> tuple[int, float]:
     shape, parameters = read_shape(folder)
     model = PROCESS_GB + parameters * shape.itemsize / 1e9
     with memory_budget(case.budget):
-        if stage == "trace":
-            return 1, model + shape.trace_bytes(case.length) / 1e9
+        if stage in NODES:
+            return 1, model + shape.trace_bytes(case.length, nodes=NODES[stage]) / 1e9
         each = shape.forward_bytes(case.length) if stage == "forwards" else shape.backward_bytes(case.length)
         most = TOKENS_PER_BATCH // case.length if stage == "forwards" else case.facts
         at_once = min(most, case.facts, fit(each))
@@ -82,7 +83,7 @@ def run(case: Case, folder: Path, stage: str) -> float:
         elif stage == "attribute":
             attribute_nodes(model, contrasts)
         else:
-            Multipliers(model, contrasts[0], nodes=TRACE_NODES).totals()
+            Multipliers(model, contrasts[0], nodes=NODES[stage]).totals()
     said = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert said is not None
     return int(said[1]) * 1024 / 1e9

@@ -36,11 +36,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
     "attribution": ["tests/test_attribution.py"],
     "readers": ["tests/test_edge_patching.py", "tests/test_attribution.py"],
+    "line": ["tests/test_paths.py", "tests/test_memory.py"],
     "multipliers": ["tests/test_paths.py"],
     "paths": ["tests/test_paths.py"],
     "verdict": ["tests/test_verdict.py"],
 }
-CORE = ["attribution", "multipliers", "paths", "verdict"]
+CORE = ["attribution", "line", "multipliers", "paths", "verdict"]
 LIMIT = 240  # seconds for the tests of one mutant
 # How work is cut into pieces never changes a result, and messages are for people.
 LEFT_OUT = ("at_once", "per_position", "widest", "width", "copies", "memory_gb", "BATCH", "MEMORY", "raise ", "tqdm")
@@ -166,9 +167,7 @@ def run_tests(folder: Path, tests: Sequence[str], limit: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--modules", nargs="+", choices=sorted(TESTS), default=["attribution", "multipliers", "paths", "verdict"]
-    )
+    parser.add_argument("--modules", nargs="+", choices=sorted(TESTS), default=CORE)
     parser.add_argument("--mutants", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for the tests of one mutant")

@@ -192,12 +192,21 @@ class Shape:
         block = self.attention_bytes(length) + length * self.mlp_bytes
         return self.layers * block + self.forward_bytes(length)
 
-    def trace_bytes(self, length: int) -> float:
-        """Return what the multipliers of one contrast hold: graphs of blocks within the budget, what writers write."""
-        block = 2 * TRACE_NODES * self.attention_bytes(length)
+    def trace_bytes(self, length: int, *, nodes: int = TRACE_NODES) -> float:
+        """Return what the multipliers of one contrast hold: graphs of blocks within the budget, what writers write.
+
+        Args:
+            length: tokens of each prompt.
+            nodes: of the quadrature.
+        """
+        block = self.node_bytes(length) * min(nodes, fit(self.node_bytes(length)))
         carried = 0.25 * block  # back through one of them, as measured
         graphs = block * min(self.layers, fit(block))
         return graphs + carried + 2 * self.itemsize * length * self.writers * self.d_model
+
+    def node_bytes(self, length: int) -> int:
+        """Return what a trace holds of one block at one node: its graph, and as much again that is carried back."""
+        return 2 * self.attention_bytes(length)
 
     @property
     def mlp_bytes(self) -> int:

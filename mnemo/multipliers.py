@@ -22,19 +22,20 @@ Values are in logits; positive supports the answer over the contrast's answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from functools import partial, reduce
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemo.activations import run_from, values_at
-from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook, normed_together
+from mnemo.activations import run_from
+from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind, norm_behind_hooks, normed_together
 from mnemo.errors import MnemoError
 from mnemo.graph import Writer, stream_hook, writers
+from mnemo.line import ROUNDING, SLOTS, AttentionGraph, Line, by_head
 from mnemo.memory import Shape, fit, in_pieces
 from mnemo.patching import metric, require_comparable
 
@@ -42,13 +43,10 @@ if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
     from mnemo.model import Model
 
-Slot = Literal["q", "k", "v"]  # how a head reads: as query, key or value
-SLOTS: tuple[Slot, ...] = ("q", "k", "v")
 FIRST_NODES, MOST_NODES = 4, 128
 # Sum over all components of the effect that each one's quadrature gets wrong, as a share of the whole.
 TOLERANCE = 2e-3
 MENDED = 2e-2  # of what the quadrature of the MLPs misses, which is mended and thus not lost
-_ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,17 +72,6 @@ class Totals:
     mended: tuple[float, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """The graphs of one block at the nodes of the quadrature, cut into pieces that autograd runs through alone."""
-
-    stream: Float[Tensor, "node position d"]
-    normed: Float[Tensor, "node position d"]
-    qkv: tuple[Tensor, Tensor, Tensor]
-    z: Float[Tensor, "node position head d_head"]
-    post: tuple[Tensor, Tensor] | None
-
-
 class Multipliers:
     """The averaged Jacobians of one contrast: made once, used by any number of searches.
 
@@ -100,21 +87,15 @@ class Multipliers:
     def __init__(self, model: Model, contrast: Contrast, *, nodes: int) -> None:
         require_comparable(contrast)
         self.contrast, self.nodes, self._model = contrast, nodes, model
-        points, weights = np.polynomial.legendre.leggauss(nodes)
-        self._alpha = torch.tensor((points + 1) / 2, device=model.device).to(model.dtype)
-        self._weight = torch.tensor(weights / 2, device=model.device).to(model.dtype)
-        first = next(i for i, (a, b) in enumerate(_pairs(contrast)) if a != b)
-        self._runs = runs = _Runs(model, contrast)
-        (self.metric_clean, self.metric_corrupt), self.predicted = runs.metric, runs.predicted
+        self._line = Line(model, contrast, nodes=nodes)
+        self._ends = ends = self._line.ends
+        (self.metric_clean, self.metric_corrupt), self.predicted = ends.metric, ends.predicted
         self._weights = [_weights(model, layer) for layer in range(model.n_layers)]
-        # Half of the budget for the graphs of blocks, half for what is carried back through them.
-        self._block_bytes = 2 * nodes * Shape.of(model).attention_bytes(self.length)
-        self._kept: dict[int, _Layer] = {}
-        self._room = fit(self._block_bytes)
         self._logits = self._read_out()
-        self.writers, self.deltas = writers(model), self._deltas(runs)
+        self.writers, self.deltas = writers(model), self._deltas()
+        first = next(i for i, (a, b) in enumerate(_pairs(contrast)) if a != b)
         self.deltas[:, :first] = 0  # nothing differs before the first token that does, but for rounding
-        self._check_sum(runs)
+        self._check_sum()
 
     @property
     def total(self) -> float:
@@ -131,7 +112,7 @@ class Multipliers:
         if writer is None:
             return len(self.writers)
         before = 1 + writer.layer * (self._model.n_heads + 1)
-        reads_heads = writer.kind == "mlp" and not self._runs.parallel[writer.layer]
+        reads_heads = writer.kind == "mlp" and not self._ends.parallel[writer.layer]
         return before + (self._model.n_heads if reads_heads else 0)
 
     # ---- one component at a time
@@ -153,14 +134,25 @@ class Multipliers:
     def _mlp_quadrature(
         self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
     ) -> Float[Tensor, "item d"]:
-        ends = self._runs.values[mlp_stream_hook(self._model, layer)][:, positions]
+        hook = mlp_stream_hook(self._model, layer)
+        return self._positionwise(partial(mlp_output, self._model, layer), hook, positions, gradients)
+
+    def _positionwise(
+        self,
+        function: Callable[[Tensor], Tensor],
+        reads: str,
+        positions: Int[Tensor, " item"],
+        gradients: Float[Tensor, "item d"],
+    ) -> Float[Tensor, "item d"]:
+        """Carry gradients back through a function of one position, an MLP or a norm, that reads at a hook."""
+        line, ends = self._line, self._ends.values[reads][:, positions]
 
         def some(piece: slice) -> Tensor:
             with torch.enable_grad():
-                stream = _line(ends[:, piece], self._alpha).requires_grad_(True)  # [node, item, d]
-                written = mlp_output(self._model, layer, stream)
-            back = self._weight[:, None, None] * gradients[piece].to(written.dtype)
-            return torch.autograd.grad(written, stream, back)[0].to(gradients.dtype).sum(0)
+                read = Line.points(ends[:, piece], line.alpha).requires_grad_(True)  # [node, item, d]
+                written = function(read)
+            back = line.weight[:, None, None] * gradients[piece].to(written.dtype)
+            return torch.autograd.grad(written, read, back)[0].to(gradients.dtype).sum(0)
 
         at_once = fit(2 * self.nodes * Shape.of(self._model).mlp_bytes)
         pieces = in_pieces(len(positions), at_once, some)
@@ -185,26 +177,29 @@ class Multipliers:
             gradients at the stream that enters the block, at every source position; those of the query stand at the
             head's own position.
         """
+        gradients = self._before_post_norm(layer, positions, gradients)
 
         def some(piece: slice) -> Tensor:
-            return self._some_heads(layer, heads[piece], positions[piece], gradients[piece])
+            given = heads[piece], positions[piece], gradients[piece]
+            return self._over_nodes(layer, lambda here: self._through_heads(here, layer, *given))
 
         # Each takes as much again as the graph of its block, in what autograd carries back.
-        return torch.cat([found for _, found in in_pieces(len(heads), fit(self._block_bytes), some)])
+        return torch.cat([found for _, found in in_pieces(len(heads), fit(self._line.bytes), some)])
 
-    def _some_heads(
+    def _through_heads(
         self,
+        here: AttentionGraph,
         layer: int,
         heads: Int[Tensor, " item"],
         positions: Int[Tensor, " item"],
         gradients: Float[Tensor, "item d"],
     ) -> Float[Tensor, "item slot position d"]:
-        here, weights, items = self._layer(layer), self._weights[layer], torch.arange(len(heads))
+        """Carry gradients at what heads write, before any norm behind them, back at some nodes."""
+        weights, items = self._weights[layer], torch.arange(len(heads))
         groups = heads // (here.qkv[0].shape[2] // here.qkv[1].shape[2])  # key/value head of each
-        gradients = self._before_post_norm(layer, positions, gradients)
         back = torch.einsum("md,mhd->mh", gradients.to(here.z.dtype), weights.o[heads])
         seed = here.z.new_zeros(len(heads), *here.z.shape)
-        seed[items, :, positions, heads] = self._weight[:, None] * back[:, None]
+        seed[items, :, positions, heads] = here.weight[:, None] * back[:, None]
         into = torch.autograd.grad(here.z, here.qkv, seed, retain_graph=True, is_grads_batched=True)
         read = here.stream.new_zeros(len(heads), len(SLOTS), *here.stream.shape)
         if weights.joint:  # OLMo 2 norms the queries (and keys) of all heads together: each head reads with all of them
@@ -224,15 +219,15 @@ class Multipliers:
         self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
     ) -> Float[Tensor, "item d"]:
         """Carry gradients at the stream back through the norm behind the attention, where there is one."""
-        post = self._layer(layer).post
-        if post is None:
+        hooks = norm_behind_hooks(self._model, layer)
+        if hooks is None:
             return gradients
-        entering, leaving = post
-        items = torch.arange(len(positions))
-        seed = leaving.new_zeros(len(positions), *leaving.shape)
-        seed[items, :, positions] = self._weight[:, None] * gradients.to(leaving.dtype)[:, None]
-        found = torch.autograd.grad(leaving, entering, seed, retain_graph=True, is_grads_batched=True)[0]
-        return found[items, :, positions].to(gradients.dtype).sum(1)
+        return self._positionwise(norm_behind(self._model, "attention", layer), hooks[0], positions, gradients)
+
+    def _over_nodes(self, layer: int, run: Callable[[AttentionGraph], Tensor]) -> Tensor:
+        """Add up what a block's attention gives at all nodes, in turns; one graph is gone before the next is made."""
+        line = self._line
+        return reduce(torch.add, (run(line.attention(layer, turn)) for turn in line.turns))
 
     # ---- all paths at once
 
@@ -256,7 +251,7 @@ class Multipliers:
                 self._effect(now, slice(self.row(mlp), self.row(mlp) + 1))
                 - self._effect(through_mlp, self.upstream(mlp))
             )
-            if not self._runs.parallel[layer]:
+            if not self._ends.parallel[layer]:
                 now = now + through_mlp
             at_heads.insert(0, now)
             through_heads = self._all_heads(layer, now)
@@ -265,7 +260,7 @@ class Multipliers:
                 self._effect(now, slice(first, first + self._model.n_heads)) - self._effect(through_heads, first)
             )
             now = now + through_heads
-            if self._runs.parallel[layer]:
+            if self._ends.parallel[layer]:
                 now = now + through_mlp
             stream.insert(0, now)
         return Totals(
@@ -273,15 +268,18 @@ class Multipliers:
         )
 
     def _all_heads(self, layer: int, gradients: Float[Tensor, "position d"]) -> Float[Tensor, "position d"]:
-        here, weights = self._layer(layer), self._weights[layer]
-        everywhere = torch.arange(self.length, device=gradients.device)
+        everywhere, weights = torch.arange(self.length, device=gradients.device), self._weights[layer]
         gradients = self._before_post_norm(layer, everywhere, gradients)
-        back = torch.einsum("pd,ahd->pah", gradients.to(here.z.dtype), weights.o)
-        into = torch.autograd.grad(here.z, here.qkv, self._weight[:, None, None, None] * back, retain_graph=True)
-        projections = zip(into, (weights.q, weights.k, weights.v), strict=True)
-        read = torch.stack([torch.einsum("npah,adh->npd", part, weight) for part, weight in projections]).sum(0)
-        found = torch.autograd.grad(here.normed, here.stream, read, retain_graph=True)[0]
-        return found.to(gradients.dtype).sum(0)
+
+        def through(here: AttentionGraph) -> Tensor:
+            back = torch.einsum("pd,ahd->pah", gradients.to(here.z.dtype), weights.o)
+            into = torch.autograd.grad(here.z, here.qkv, here.weight[:, None, None, None] * back, retain_graph=True)
+            projections = zip(into, (weights.q, weights.k, weights.v), strict=True)
+            read = torch.stack([torch.einsum("npah,adh->npd", part, weight) for part, weight in projections]).sum(0)
+            found = torch.autograd.grad(here.normed, here.stream, read, retain_graph=True)[0]
+            return found.to(gradients.dtype).sum(0)
+
+        return self._over_nodes(layer, through)
 
     def row(self, writer: Writer) -> int:
         """Return the place of a writer in `writers`."""
@@ -298,71 +296,28 @@ class Multipliers:
 
     def _read_out(self) -> Float[Tensor, " d"]:
         """Average the gradient of the metric over all nodes, through the final norm."""
-        model = self._model
-        stream = _line(self._runs.values[stream_hook(model, model.n_layers)], self._alpha).requires_grad_(True)
-        with torch.enable_grad():
-            _, logits = run_from(model, model.n_layers, stream, self._tokens())
-            assert logits is not None  # nothing was kept, so it ran to the end
-            said = metric(logits, [self.contrast] * self.nodes)
-        gradient = torch.autograd.grad(said, stream, self._weight.to(said.dtype))[0]
-        return gradient[:, -1].to(_at_least_float(model.dtype)).sum(0)
+        model, line = self._model, self._line
 
-    def _layer(self, layer: int) -> _Layer:
-        """Return the graphs of a block: made when they are first asked for, kept while the budget has room for them."""
-        found = self._kept.pop(layer, None) or self._interpolated(layer)
-        self._kept[layer] = found  # the last one used stands last
-        if len(self._kept) > self._room:
-            del self._kept[next(iter(self._kept))]
-        return found
+        def gradient(turn: slice) -> Tensor:
+            stream = line.between(stream_hook(model, model.n_layers), turn).requires_grad_(True)
+            with torch.enable_grad():
+                _, logits = run_from(model, model.n_layers, stream, line.tokens(turn))
+                assert logits is not None  # nothing was kept, so it ran to the end
+                said = metric(logits, [self.contrast] * len(stream))
+            found = torch.autograd.grad(said, stream, line.weight[turn].to(said.dtype))[0]
+            return found[:, -1].to(_at_least_float(model.dtype)).sum(0)
 
-    def _interpolated(self, layer: int) -> _Layer:
-        """Run the attention of a block at all nodes of the quadrature, its input replaced."""
-        model, values, cuts = self._model, self._runs.values, {}
-        block = f"blocks.{layer}."
-        normed, behind = normed_hook(model, layer), norm_behind_hooks(model, layer)
-        stream = _line(values[stream_hook(model, layer)], self._alpha).requires_grad_(True)
+        return reduce(torch.add, map(gradient, line.turns))
 
-        def root(value: Tensor, *, name: str) -> Tensor:
-            cuts[name] = value.detach().requires_grad_(True)
-            return cuts[name]
-
-        def cut(value: Tensor, *, name: str) -> Tensor:
-            cuts[name] = value
-            return value.detach()
-
-        def replace(value: Tensor, *, name: str) -> Tensor:
-            return root(_line(values[name], self._alpha), name=name)
-
-        z = f"{block}attn.hook_z"
-        does = {f"{block}attn.hook_{slot}": root for slot in SLOTS} | {z: cut}
-        does |= {normed: cut} if normed is not None else {}
-        does |= {behind[0]: replace, behind[1]: cut} if behind is not None else {}
-        with torch.enable_grad():
-            changes = {name: partial(do, name=name) for name, do in does.items()}
-            last = behind[1] if behind is not None else z
-            run_from(model, layer, stream, self._tokens(), changes=changes, keep=[last])
-            entering = stream.clone() if normed is None else cuts[normed]  # without a norm: the stream itself
-        q, k, v = (_by_head(cuts[f"{block}attn.hook_{slot}"], self._weights[layer].q.shape[2]) for slot in SLOTS)
-        return _Layer(
-            stream=stream,
-            normed=entering,
-            qkv=(q, k, v),
-            z=_by_head(cuts[z], self._weights[layer].o.shape[1]),
-            post=None if behind is None else (cuts[behind[0]], cuts[behind[1]]),
-        )
-
-    def _tokens(self) -> Int[Tensor, "node position"]:
-        return torch.tensor(self.contrast.clean.tokens, device=self._model.device).expand(self.nodes, -1)
-
-    def _deltas(self, runs: _Runs) -> Float[Tensor, "writer position d"]:
-        model, precision = self._model, _at_least_float(self._model.dtype)
+    def _deltas(self) -> Float[Tensor, "writer position d"]:
+        model, values, precision = self._model, self._ends.values, _at_least_float(self._model.dtype)
 
         def delta(name: str) -> Tensor:
-            return (runs.values[name][1] - runs.values[name][0]).to(precision)
+            return (values[name][1] - values[name][0]).to(precision)
 
         deltas = [delta(stream_hook(model, 0))[None]]
         for layer in range(model.n_layers):
-            z = _by_head(delta(f"blocks.{layer}.attn.hook_z")[None], self._weights[layer].o.shape[1])[0]
+            z = by_head(delta(f"blocks.{layer}.attn.hook_z")[None], self._weights[layer].o.shape[1])[0]
             heads = torch.einsum("pah,ahd->apd", z, self._weights[layer].o.to(precision))
             deltas += [self._behind_post_norm(layer, heads), delta(f"blocks.{layer}.hook_mlp_out")[None]]
         return torch.cat(deltas)
@@ -371,28 +326,35 @@ class Multipliers:
         self, layer: int, heads: Float[Tensor, "head position d"]
     ) -> Float[Tensor, "head position d"]:
         """Carry what heads write forward through the norm behind the attention, where there is one."""
-        post = self._layer(layer).post
-        if post is None:
+        hooks, line = norm_behind_hooks(self._model, layer), self._line
+        if hooks is None:
             return heads
-        entering, leaving = post
-        # The derivative of a vector-Jacobian product by its vector is the Jacobian, applied forwards. (Forward-mode
-        # differentiation would do, but it goes through parts of torch that are deprecated.)
-        vector = torch.zeros_like(leaving, requires_grad=True)
-        back = torch.autograd.grad(leaving, entering, vector, create_graph=True)[0]
-        ahead = [
-            torch.autograd.grad(back, vector, head.to(back.dtype).expand_as(back), retain_graph=True)[0]
-            for head in heads
-        ]
-        return torch.einsum("n,anpd->apd", self._weight, torch.stack(ahead)).to(heads.dtype)
+        norm = norm_behind(self._model, "attention", layer)
 
-    def _check_sum(self, runs: _Runs) -> None:
+        def ahead(turn: slice) -> Tensor:
+            entering = line.between(hooks[0], turn).requires_grad_(True)
+            with torch.enable_grad():
+                leaving = norm(entering)
+            # The derivative of a vector-Jacobian product by its vector is the Jacobian, applied forwards.
+            # (Forward-mode differentiation would do, but it goes through parts of torch that are deprecated.)
+            vector = torch.zeros_like(leaving, requires_grad=True)
+            back = torch.autograd.grad(leaving, entering, vector, create_graph=True)[0]
+            moved = [
+                torch.autograd.grad(back, vector, head.to(back.dtype).expand_as(back), retain_graph=True)[0]
+                for head in heads
+            ]
+            return torch.einsum("n,anpd->apd", line.weight[turn], torch.stack(moved)).to(heads.dtype)
+
+        return reduce(torch.add, map(ahead, line.turns))
+
+    def _check_sum(self) -> None:
         """What the writers add up to is the last stream; else the model cannot be taken apart like this."""
-        whole = (runs.values[stream_hook(self._model, self._model.n_layers)]).to(self.deltas.dtype)
+        whole = self._ends.values[stream_hook(self._model, self._model.n_layers)].to(self.deltas.dtype)
         whole = whole[1] - whole[0]
         gap = float((self.deltas.sum(0) - whole).abs().max() / whole.abs().max())
         # Behind a norm of its own the heads add up as well as the quadrature does, and no better.
         behind = any(norm_behind_hooks(self._model, layer) for layer in range(self._model.n_layers))
-        if not gap <= max(_ROUNDING[self._model.dtype], 0.1 if behind else 0):
+        if not gap <= max(ROUNDING[self._model.dtype], 0.1 if behind else 0):
             raise MnemoError(
                 f"{self._model.name}: what embedding, heads and MLPs write is off by {gap:.2g} of the last stream, so "
                 "its paths cannot be told apart: use a pre-norm decoder (GPT-2, GPT-NeoX, Llama, Qwen2, Gemma 2, OPT)"
@@ -428,49 +390,6 @@ def averaged_multipliers(
         nodes *= 2
 
 
-class _Runs:
-    """The corrupt and the clean run: what stands at every place that a multiplier is made from, in that order."""
-
-    def __init__(self, model: Model, contrast: Contrast) -> None:
-        names = [stream_hook(model, layer) for layer in range(model.n_layers + 1)]
-        for layer in range(model.n_layers):
-            block = f"blocks.{layer}."
-            names += [mlp_stream_hook(model, layer), f"{block}hook_mlp_out", f"{block}attn.hook_z"]
-            names += [behind[0]] if (behind := norm_behind_hooks(model, layer)) is not None else []
-        both = torch.tensor([contrast.corrupt.tokens, contrast.clean.tokens], device=model.device)
-        self.values: dict[str, Float[Tensor, "run position ..."]]
-        self.values, logits = values_at(model, both, names)
-        corrupt, clean = metric(logits, [contrast, contrast]).tolist()
-        self.metric, self.predicted = (clean, corrupt), int(logits[1, -1].argmax())
-        self.parallel = [
-            torch.equal(self.values[mlp_stream_hook(model, layer)], self.values[stream_hook(model, layer)])
-            for layer in range(model.n_layers)
-        ]
-        name = contrast.fact.fact_id
-        if not (np.isfinite(clean) and np.isfinite(corrupt)):
-            raise MnemoError(f"the metric of {name!r} is not finite: check the model's weights and dtype")
-        if clean == corrupt:
-            raise MnemoError(
-                f"the metric of {name!r} is {clean:.4g} in both prompts, so there is nothing to explain: choose "
-                "another contrast"
-            )
-        self._check_mlps(model)
-
-    def _check_mlps(self, model: Model) -> None:
-        for layer in range(model.n_layers):
-            read, written = (
-                self.values[name] for name in (mlp_stream_hook(model, layer), f"blocks.{layer}.hook_mlp_out")
-            )
-            with torch.no_grad():
-                again = mlp_output(model, layer, read).view_as(written)
-            gap = float((again - written).abs().max() / written.abs().max().clamp(min=1e-30))
-            if not gap <= _ROUNDING[model.dtype]:
-                raise MnemoError(
-                    f"{model.name}: the MLP of block {layer} is not a function of the stream at one position (off by "
-                    f"{gap:.2g}): paths cannot be traced through {model.bridge.cfg.architecture}"
-                )
-
-
 @dataclass(frozen=True)
 class _Weights:
     """Projections of a block's heads; grouped-query attention has fewer keys and values than queries.
@@ -489,16 +408,6 @@ def _weights(model: Model, layer: int) -> _Weights:
     attention = model.bridge.blocks[layer].attn
     joint = normed_together(model, layer, "q") or normed_together(model, layer, "k")
     return _Weights(attention.W_Q, attention.W_K, attention.W_V, attention.W_O, joint=joint)
-
-
-def _line(ends: Float[Tensor, "run ..."], alpha: Float[Tensor, " node"]) -> Float[Tensor, "node ..."]:
-    """Points on the line from the corrupt run's value to the clean run's."""
-    corrupt, clean = ends.unbind()
-    return corrupt + alpha.view(-1, *[1] * corrupt.dim()) * (clean - corrupt)
-
-
-def _by_head(value: Tensor, d_head: int) -> Float[Tensor, "node position head d_head"]:
-    return value.unflatten(-1, (-1, d_head)) if value.dim() == 3 else value
 
 
 def _at_least_float(dtype: torch.dtype) -> torch.dtype:

@@ -23,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemo.graph import Writer
-from mnemo.multipliers import SLOTS, Multipliers, Slot, Totals
+from mnemo.line import SLOTS, Slot
+from mnemo.multipliers import Multipliers, Totals
 
 BATCH, BATCH_PER_PATH = 32, 8  # open ends that are grown together; fewer where few paths are wanted: most are in vain
 ROUNDING = 1e-6  # a value below this share of the whole is rounding

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import mnemo
 from mnemo.errors import MnemoError
-from mnemo.memory import MEMORY_GB, checked_budget, fit, in_pieces, memory_budget
+from mnemo.line import Line
+from mnemo.memory import MEMORY_GB, Shape, checked_budget, fit, in_pieces, memory_budget
 from mnemo.model import load
 from mnemo.patching import ask, read_stream
 from tests.tiny_models import tiny_contrasts, tiny_model, tiny_tokenizer
@@ -107,6 +108,17 @@ def test_a_trace_is_the_same_within_any_budget(family):
     free, tight = (mnemo.trace(model, pair, top=10, memory_gb=gb) for gb in (2.0, 1e-9))
     np.testing.assert_allclose(tight.streams, free.streams, atol=1e-4)
     assert [path.text for path in tight.paths] == [path.text for path in free.paths]
+
+
+@pytest.mark.parametrize(("room", "sizes"), [(100, [8]), (8, [8]), (3.5, [3, 3, 2]), (1, [1] * 8), (0.1, [1] * 8)])
+def test_nodes_are_taken_in_as_few_turns_as_the_budget_allows(model, room, sizes):
+    pair = tiny_contrasts(model)[0]
+    each = Shape.of(model).node_bytes(len(pair.clean))
+    with memory_budget(room * each / 1e9):
+        line = Line(model, pair, nodes=8)
+    assert [turn.stop - turn.start for turn in line.turns] == sizes
+    assert torch.cat([line.alpha[turn] for turn in line.turns]).equal(line.alpha)
+    assert line.bytes == max(sizes) * each <= max(1, room) * each
 
 
 def test_the_budget_holds_inside_alone_and_must_be_one():

@@ -15,8 +15,9 @@ from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.graph import Writer
+from mnemo.line import SLOTS
 from mnemo.model import Model, load
-from mnemo.multipliers import SLOTS, Multipliers, averaged_multipliers
+from mnemo.multipliers import Multipliers, averaged_multipliers
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world

@@ -1,0 +1,193 @@
+"""The straight line between a corrupt and a clean run: its two ends, points between them, graphs of blocks at these.
+
+Multipliers (`mnemo.multipliers`) are averages along this line. The average is a Gauss-Legendre quadrature: a weighted
+sum over nodes, so nodes can be taken in turns. There are as few turns as the memory budget allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemo.activations import run_from, values_at
+from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook
+from mnemo.errors import MnemoError
+from mnemo.graph import stream_hook
+from mnemo.memory import Shape, fit
+from mnemo.patching import metric
+
+if TYPE_CHECKING:
+    from mnemo.contrasts import Contrast
+    from mnemo.model import Model
+
+Slot = Literal["q", "k", "v"]  # how a head reads: as query, key or value
+SLOTS: tuple[Slot, ...] = ("q", "k", "v")
+# Relative rounding that is allowed where what should be equal is computed in two ways.
+ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+class Ends:
+    """The corrupt and the clean run: what stands at every place that a multiplier is made from, in that order.
+
+    Attributes:
+        values: by hook name, [run, position, ...].
+        metric: of the clean and of the corrupt run, in logits.
+        predicted: the token that the model prefers after the clean prompt.
+        parallel: by layer, whether the MLP reads the stream that the attention reads.
+    """
+
+    def __init__(self, model: Model, contrast: Contrast) -> None:
+        names = [stream_hook(model, layer) for layer in range(model.n_layers + 1)]
+        for layer in range(model.n_layers):
+            block = f"blocks.{layer}."
+            names += [mlp_stream_hook(model, layer), f"{block}hook_mlp_out", f"{block}attn.hook_z"]
+            names += [behind[0]] if (behind := norm_behind_hooks(model, layer)) is not None else []
+        both = torch.tensor([contrast.corrupt.tokens, contrast.clean.tokens], device=model.device)
+        self.values: dict[str, Float[Tensor, "run position ..."]]
+        self.values, logits = values_at(model, both, names)
+        corrupt, clean = metric(logits, [contrast, contrast]).tolist()
+        self.metric, self.predicted = (clean, corrupt), int(logits[1, -1].argmax())
+        self.parallel = [
+            torch.equal(self.values[mlp_stream_hook(model, layer)], self.values[stream_hook(model, layer)])
+            for layer in range(model.n_layers)
+        ]
+        name = contrast.fact.fact_id
+        if not (np.isfinite(clean) and np.isfinite(corrupt)):
+            raise MnemoError(f"the metric of {name!r} is not finite: check the model's weights and dtype")
+        if clean == corrupt:
+            raise MnemoError(
+                f"the metric of {name!r} is {clean:.4g} in both prompts, so there is nothing to explain: choose "
+                "another contrast"
+            )
+        self._check_mlps(model)
+
+    def _check_mlps(self, model: Model) -> None:
+        for layer in range(model.n_layers):
+            read, written = (
+                self.values[name] for name in (mlp_stream_hook(model, layer), f"blocks.{layer}.hook_mlp_out")
+            )
+            with torch.no_grad():
+                again = mlp_output(model, layer, read).view_as(written)
+            gap = float((again - written).abs().max() / written.abs().max().clamp(min=1e-30))
+            if not gap <= ROUNDING[model.dtype]:
+                raise MnemoError(
+                    f"{model.name}: the MLP of block {layer} is not a function of the stream at one position (off by "
+                    f"{gap:.2g}): paths cannot be traced through {model.bridge.cfg.architecture}"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionGraph:
+    """The attention of one block at some nodes, cut into pieces that autograd runs through alone.
+
+    Attributes:
+        weight: of each of these nodes in the quadrature.
+        stream: what enters the block.
+        normed: what the queries, keys and values are made from.
+        qkv: queries, keys and values, roots of the piece that ends in `z`.
+        z: what the heads have attended to, before the output projection.
+    """
+
+    weight: Float[Tensor, " node"]
+    stream: Float[Tensor, "node position d"]
+    normed: Float[Tensor, "node position d"]
+    qkv: tuple[Tensor, Tensor, Tensor]
+    z: Float[Tensor, "node position head d_head"]
+
+
+class Line:
+    """The nodes of a quadrature between the two runs of a contrast.
+
+    Args:
+        model: the model.
+        contrast: the pair of prompts.
+        nodes: how many.
+
+    Attributes:
+        ends: the two runs.
+        nodes: how many nodes there are.
+        turns: the nodes that are taken at once, one turn after the other.
+        bytes: what is held of the attention of one block in one turn: its graph, and what is carried back through it.
+
+    Raises:
+        MnemoError: a metric that is not finite or does not change, or an MLP that reads several positions.
+    """
+
+    def __init__(self, model: Model, contrast: Contrast, *, nodes: int) -> None:
+        self.ends, self.nodes, self._model, self._contrast = Ends(model, contrast), nodes, model, contrast
+        points, weights = np.polynomial.legendre.leggauss(nodes)
+        self.alpha = torch.tensor((points + 1) / 2, device=model.device).to(model.dtype)
+        self.weight = torch.tensor(weights / 2, device=model.device).to(model.dtype)
+        each = Shape.of(model).node_bytes(len(contrast.clean))
+        at_once = min(nodes, fit(each))
+        self.turns = tuple(slice(start, min(start + at_once, nodes)) for start in range(0, nodes, at_once))
+        self.bytes = each * at_once
+        self._room = fit(self.bytes)
+        self._kept: dict[tuple[int, int], AttentionGraph] = {}
+
+    def between(self, name: str, turn: slice) -> Float[Tensor, "node ..."]:
+        """Return the points on the line at a hook, those of one turn."""
+        return self.points(self.ends.values[name], self.alpha[turn])
+
+    @staticmethod
+    def points(ends: Float[Tensor, "run ..."], alpha: Float[Tensor, " node"]) -> Float[Tensor, "node ..."]:
+        """Return points on the line from the corrupt run's value to the clean run's."""
+        corrupt, clean = ends.unbind()
+        return corrupt + alpha.view(-1, *[1] * corrupt.dim()) * (clean - corrupt)
+
+    def tokens(self, turn: slice) -> Int[Tensor, "node position"]:
+        """Return the clean prompt once for every node of a turn."""
+        tokens = torch.tensor(self._contrast.clean.tokens, device=self._model.device)
+        return tokens.expand(turn.stop - turn.start, -1)
+
+    def attention(self, layer: int, turn: slice) -> AttentionGraph:
+        """Return a block's graph: made when it is first asked for, kept while half of the budget has room for it."""
+        key = layer, turn.start
+        found = self._kept.pop(key, None)
+        if found is None:
+            while len(self._kept) >= self._room:
+                del self._kept[next(iter(self._kept))]  # the one that was used least recently
+            found = self._attention_at(layer, turn)
+        self._kept[key] = found
+        return found
+
+    def _attention_at(self, layer: int, turn: slice) -> AttentionGraph:
+        """Run the attention of a block at the nodes of a turn, its input replaced."""
+        model, cuts, attention = self._model, {}, self._model.bridge.blocks[layer].attn
+        block = f"blocks.{layer}."
+        normed, z = normed_hook(model, layer), f"{block}attn.hook_z"
+        stream = self.between(stream_hook(model, layer), turn).requires_grad_(True)
+
+        def root(value: Tensor, *, name: str) -> Tensor:
+            cuts[name] = value.detach().requires_grad_(True)
+            return cuts[name]
+
+        def cut(value: Tensor, *, name: str) -> Tensor:
+            cuts[name] = value
+            return value.detach()
+
+        does = {f"{block}attn.hook_{slot}": root for slot in SLOTS} | {z: cut}
+        does |= {normed: cut} if normed is not None else {}
+        with torch.enable_grad():
+            changes = {name: partial(do, name=name) for name, do in does.items()}
+            run_from(model, layer, stream, self.tokens(turn), changes=changes, keep=[z])
+            entering = stream.clone() if normed is None else cuts[normed]  # without a norm: the stream itself
+        q, k, v = (by_head(cuts[f"{block}attn.hook_{slot}"], attention.W_Q.shape[2]) for slot in SLOTS)
+        return AttentionGraph(
+            weight=self.weight[turn],
+            stream=stream,
+            normed=entering,
+            qkv=(q, k, v),
+            z=by_head(cuts[z], attention.W_O.shape[1]),
+        )
+
+
+def by_head(value: Tensor, d_head: int) -> Float[Tensor, "node position head d_head"]:
+    """Return a value apart for every head, where a family keeps those of all heads together."""
+    return value.unflatten(-1, (-1, d_head)) if value.dim() == 3 else value
