@@ -31,6 +31,7 @@ import pandas as pd
 import psutil
 
 from mnemo.cluster import Run, Sweep, plan_runs, run_sweep
+from mnemo.cluster.dispatch import local_cluster
 from mnemo.cluster.work import RUNS, WORK, perform
 from mnemo.datasets import data_path
 from mnemo.facts import Fact, FactSet, Task
@@ -238,7 +239,7 @@ def throughput(out: Path, *, runs: int) -> dict[str, Any]:
     CPU seconds are those of the worker processes (or of the loop): they do not count what other programs on the
     machine take, wall seconds do.
     """
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     file = sweep_file(out / "throughput", runs=runs)
     sweep = Sweep.read(file)
@@ -256,7 +257,7 @@ def throughput(out: Path, *, runs: int) -> dict[str, Any]:
     found["loop"] = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
     for workers in (1, 2):
-        with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0") as made:
+        with local_cluster(workers) as made:
             cluster: Any = made
             with Client(cluster, set_as_default=False) as client:
                 asked: Any = client.run(os.getpid)

@@ -27,7 +27,7 @@ from mnemo.tokens import shown
 
 if TYPE_CHECKING:
     import pandas as pd
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
 POLL = 1.0  # seconds between two looks at what is finished
 DEATHS = 3  # workers that a run may cost without one more part of it getting done: after that it is given up
@@ -93,8 +93,7 @@ def run_sweep(
 def _client(address: str | None, *, workers: int) -> Generator[Client]:
     """A client of the scheduler at `address`, or of one started here with its workers."""
     try:
-        import dask.config as settings
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError:
         raise MnemoError("a sweep needs dask.distributed: pip install 'mnemo[cluster]'") from None
     if address is not None:
@@ -105,7 +104,25 @@ def _client(address: str | None, *, workers: int) -> Generator[Client]:
         with _quiet(), client:
             yield client
         return
-    with settings.set({"distributed.scheduler.allowed-failures": DEATHS}), _quiet():
+    with _quiet(), local_cluster(workers) as cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@contextmanager
+def local_cluster(workers: int) -> Generator[LocalCluster]:
+    """Start a scheduler and so many worker processes of one thread each on this machine; they go with the context."""
+    import dask.config as settings
+    from distributed import LocalCluster
+
+    # Dask lets workers give memory back at once (MALLOC_TRIM_THRESHOLD_) and looks at their stacks all the time. With
+    # our many small tensors the two take a fifth of the time (benchmarks/cluster.py throughput).
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1)
+    chosen = {
+        "distributed.scheduler.allowed-failures": DEATHS,
+        "distributed.nanny.pre-spawn-environ": one_thread,
+        "distributed.worker.profile.enabled": False,
+    }
+    with settings.set(chosen):
         with _interrupts_held():
             cluster = LocalCluster(
                 n_workers=workers,
@@ -115,8 +132,8 @@ def _client(address: str | None, *, workers: int) -> Generator[Client]:
                 silence_logs=logging.CRITICAL,
                 memory_limit=0,
             )
-        with cluster, Client(cluster, set_as_default=False) as client:
-            yield client
+        with cluster:
+            yield cluster
 
 
 @contextmanager
