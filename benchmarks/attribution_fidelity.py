@@ -27,7 +27,8 @@ import torch
 import xarray as xr
 from cases import ORGANISM, print_table, random_contrasts, random_gpt2, study
 
-from mnemo.attribution import STEPS, Method, attribute_edges
+from mnemo.attribution import attribute_edges
+from mnemo.attribution_runs import STEPS, Method
 from mnemo.contrasts import Contrast
 from mnemo.edge_patching import exact_edges
 from mnemo.model import Model

@@ -35,13 +35,15 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
     "attribution": ["tests/test_attribution.py"],
+    "attribution_runs": ["tests/test_attribution.py"],
+    "corrected_attribution": ["tests/test_attribution.py"],
     "readers": ["tests/test_edge_patching.py", "tests/test_attribution.py"],
     "line": ["tests/test_paths.py", "tests/test_memory.py"],
     "multipliers": ["tests/test_paths.py"],
     "paths": ["tests/test_paths.py"],
     "verdict": ["tests/test_verdict.py"],
 }
-CORE = ["attribution", "line", "multipliers", "paths", "verdict"]
+CORE = ["attribution", "attribution_runs", "corrected_attribution", "line", "multipliers", "paths", "verdict"]
 LIMIT = 240  # seconds for the tests of one mutant
 # How work is cut into pieces never changes a result, and messages are for people.
 LEFT_OUT = ("at_once", "per_position", "widest", "width", "copies", "memory_gb", "BATCH", "MEMORY", "raise ", "tqdm")

@@ -32,7 +32,7 @@ from mnemo.activations import (
     run_from,
     writer_hooks,
 )
-from mnemo.attribution import Direction
+from mnemo.attribution_runs import Direction
 from mnemo.blocks import normalise
 from mnemo.errors import MnemoError
 from mnemo.graph import Reader, Writer, empty_edges, readers, seen_by, stream_hook, writers

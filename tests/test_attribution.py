@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mnemo.activations import record
-from mnemo.attribution import Direction, Method, attribute_edges, attribute_nodes
+from mnemo.attribution import attribute_edges, attribute_nodes
+from mnemo.attribution_runs import Direction, Method
 from mnemo.contrasts import Contrast
 from mnemo.edge_patching import exact_edges
 from mnemo.errors import MnemoError
