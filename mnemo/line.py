@@ -113,7 +113,7 @@ class Line:
         ends: the two runs.
         nodes: how many nodes there are.
         turns: the nodes that are taken at once, one turn after the other.
-        bytes: what is held of the attention of one block in one turn: its graph, and what is carried back through it.
+        bytes: what is held of the attention of one block in one turn.
 
     Raises:
         MnemoError: a metric that is not finite or does not change, or an MLP that reads several positions.
@@ -124,11 +124,12 @@ class Line:
         points, weights = np.polynomial.legendre.leggauss(nodes)
         self.alpha = torch.tensor((points + 1) / 2, device=model.device).to(model.dtype)
         self.weight = torch.tensor(weights / 2, device=model.device).to(model.dtype)
-        each = Shape.of(model).node_bytes(len(contrast.clean))
-        at_once = min(nodes, fit(each))
+        shape, length = Shape.of(model), len(contrast.clean)
+        each, room = shape.node_bytes(length), shape.trace_room(length)
+        at_once = min(nodes, fit(each, memory_gb=room))
         self.turns = tuple(slice(start, min(start + at_once, nodes)) for start in range(0, nodes, at_once))
         self.bytes = each * at_once
-        self._room = fit(self.bytes)
+        self._most_kept = fit(self.bytes, memory_gb=room)
         self._kept: dict[tuple[int, int], AttentionGraph] = {}
 
     def between(self, name: str, turn: slice) -> Float[Tensor, "node ..."]:
@@ -147,11 +148,11 @@ class Line:
         return tokens.expand(turn.stop - turn.start, -1)
 
     def attention(self, layer: int, turn: slice) -> AttentionGraph:
-        """Return a block's graph: made when it is first asked for, kept while half of the budget has room for it."""
+        """Return a block's graph: made when it is first asked for, kept while the budget has room for it."""
         key = layer, turn.start
         found = self._kept.pop(key, None)
         if found is None:
-            while len(self._kept) >= self._room:
+            while len(self._kept) >= self._most_kept:
                 del self._kept[next(iter(self._kept))]  # the one that was used least recently
             found = self._attention_at(layer, turn)
         self._kept[key] = found

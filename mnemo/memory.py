@@ -199,14 +199,21 @@ class Shape:
             length: tokens of each prompt.
             nodes: of the quadrature.
         """
-        block = self.node_bytes(length) * min(nodes, fit(self.node_bytes(length)))
-        carried = 0.25 * block  # back through one of them, as measured
-        graphs = block * min(self.layers, fit(block))
-        return graphs + carried + 2 * self.itemsize * length * self.writers * self.d_model
+        room, node = self.trace_room(length), self.node_bytes(length)
+        block = node * min(nodes, fit(node, memory_gb=room))
+        return block * min(self.layers, fit(block, memory_gb=room)) + self.written_bytes(length)
 
-    def node_bytes(self, length: int) -> int:
-        """Return what a trace holds of one block at one node: its graph, and as much again that is carried back."""
-        return 2 * self.attention_bytes(length)
+    def trace_room(self, length: int) -> float:
+        """Return the gigabytes of the budget that a trace has for graphs of blocks, beside what writers write."""
+        return max(checked_budget(None) - self.written_bytes(length) / 1e9, 1e-9)
+
+    def node_bytes(self, length: int) -> float:
+        """Return what a trace holds of one block at one node: its graph and what is carried back through it."""
+        return 2.5 * self.attention_bytes(length)  # as measured (benchmarks/memory.py)
+
+    def written_bytes(self, length: int) -> int:
+        """Return what every writer writes in the two runs of a contrast."""
+        return 2 * self.itemsize * length * self.writers * self.d_model
 
     @property
     def mlp_bytes(self) -> int:
