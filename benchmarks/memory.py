@@ -27,6 +27,7 @@ from mnemo.memory import TRACE_NODES, fit, memory_budget
 from mnemo.model import load
 from mnemo.multipliers import Multipliers
 from mnemo.patching import TOKENS_PER_BATCH, next_logprobs
+from mnemo.paths import strongest_paths
 from mnemo.plan import PROCESS_GB, read_shape
 from tests.tiny_models import saved
 
@@ -83,7 +84,10 @@ def run(case: Case, folder: Path, stage: str) -> float:
         elif stage == "attribute":
             attribute_nodes(model, contrasts)
         else:
-            Multipliers(model, contrasts[0], nodes=NODES[stage]).totals()
+            multipliers = Multipliers(model, contrasts[0], nodes=NODES[stage])
+            multipliers.totals()
+            if NODES[stage] == TRACE_NODES:
+                strongest_paths(multipliers, top=1)
     said = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert said is not None
     return int(said[1]) * 1024 / 1e9

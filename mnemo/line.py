@@ -113,7 +113,8 @@ class Line:
         ends: the two runs.
         nodes: how many nodes there are.
         turns: the nodes that are taken at once, one turn after the other.
-        bytes: what is held of the attention of one block in one turn.
+        bytes: of the graph of one block's attention in one turn.
+        half: gigabytes, half of what a trace may hold: graphs of blocks, and what is carried back, have one half each.
 
     Raises:
         MnemoError: a metric that is not finite or does not change, or an MLP that reads several positions.
@@ -124,12 +125,12 @@ class Line:
         points, weights = np.polynomial.legendre.leggauss(nodes)
         self.alpha = torch.tensor((points + 1) / 2, device=model.device).to(model.dtype)
         self.weight = torch.tensor(weights / 2, device=model.device).to(model.dtype)
-        shape, length = Shape.of(model), len(contrast.clean)
-        each, room = shape.node_bytes(length), shape.trace_room(length)
-        at_once = min(nodes, fit(each, memory_gb=room))
+        node = Shape.of(model).attention_bytes(len(contrast.clean))
+        self.half = Shape.of(model).trace_room(len(contrast.clean)) / 2
+        at_once = min(nodes, fit(node, memory_gb=self.half))
         self.turns = tuple(slice(start, min(start + at_once, nodes)) for start in range(0, nodes, at_once))
-        self.bytes = each * at_once
-        self._most_kept = fit(self.bytes, memory_gb=room)
+        self.bytes = node * at_once
+        self._most_kept = fit(self.bytes, memory_gb=self.half)
         self._kept: dict[tuple[int, int], AttentionGraph] = {}
 
     def between(self, name: str, turn: slice) -> Float[Tensor, "node ..."]:
@@ -148,7 +149,7 @@ class Line:
         return tokens.expand(turn.stop - turn.start, -1)
 
     def attention(self, layer: int, turn: slice) -> AttentionGraph:
-        """Return a block's graph: made when it is first asked for, kept while the budget has room for it."""
+        """Return a block's graph: made when it is first asked for, kept while there is room for it."""
         key = layer, turn.start
         found = self._kept.pop(key, None)
         if found is None:

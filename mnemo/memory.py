@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MEMORY_GB = 2.0  # besides the model itself
 TRACE_NODES = 8  # of the quadrature, in most traces
+GROWN = 8  # open ends that the search for one path grows together (`mnemo.paths`)
 _BUDGET: ContextVar[float] = ContextVar("memory_gb", default=MEMORY_GB)
 
 Found = TypeVar("Found")
@@ -193,23 +194,24 @@ class Shape:
         return self.layers * block + self.forward_bytes(length)
 
     def trace_bytes(self, length: int, *, nodes: int = TRACE_NODES) -> float:
-        """Return what the multipliers of one contrast hold: graphs of blocks within the budget, what writers write.
+        """Return what the strongest path of one contrast takes: graphs, what is carried back, what writers write.
 
         Args:
             length: tokens of each prompt.
             nodes: of the quadrature.
         """
-        room, node = self.trace_room(length), self.node_bytes(length)
-        block = node * min(nodes, fit(node, memory_gb=room))
-        return block * min(self.layers, fit(block, memory_gb=room)) + self.written_bytes(length)
+        half, node = self.trace_room(length) / 2, self.attention_bytes(length)
+        graph = node * min(nodes, fit(node, memory_gb=half))
+        kept = graph * min(self.layers, fit(graph, memory_gb=half))
+        carried = max(graph, min(GROWN * graph, 1e9 * half))
+        return kept + carried + self.written_bytes(length)
 
     def trace_room(self, length: int) -> float:
-        """Return the gigabytes of the budget that a trace has for graphs of blocks, beside what writers write."""
-        return max(checked_budget(None) - self.written_bytes(length) / 1e9, 1e-9)
+        """Return the gigabytes of the budget that a trace has beside what writers write.
 
-    def node_bytes(self, length: int) -> float:
-        """Return what a trace holds of one block at one node: its graph and what is carried back through it."""
-        return 2.5 * self.attention_bytes(length)  # as measured (benchmarks/memory.py)
+        One half is for graphs of blocks, one for what is carried back through them, or through MLPs.
+        """
+        return max(checked_budget(None) - self.written_bytes(length) / 1e9, 1e-9)
 
     def written_bytes(self, length: int) -> int:
         """Return what every writer writes in the two runs of a contrast."""

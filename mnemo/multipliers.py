@@ -154,7 +154,7 @@ class Multipliers:
             back = line.weight[:, None, None] * gradients[piece].to(written.dtype)
             return torch.autograd.grad(written, read, back)[0].to(gradients.dtype).sum(0)
 
-        at_once = fit(2 * self.nodes * Shape.of(self._model).mlp_bytes)
+        at_once = fit(2 * self.nodes * Shape.of(self._model).mlp_bytes, memory_gb=line.half)
         pieces = in_pieces(len(positions), at_once, some)
         return torch.cat([gradients[:0], *(found for _, found in pieces)])
 
@@ -184,7 +184,8 @@ class Multipliers:
             return self._over_nodes(layer, lambda here: self._through_heads(here, layer, *given))
 
         # Each takes as much again as the graph of its block, in what autograd carries back.
-        return torch.cat([found for _, found in in_pieces(len(heads), fit(self._line.bytes), some)])
+        at_once = fit(self._line.bytes, memory_gb=self._line.half)
+        return torch.cat([found for _, found in in_pieces(len(heads), at_once, some)])
 
     def _through_heads(
         self,

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from mnemo.graph import Writer
 from mnemo.line import SLOTS, Slot
+from mnemo.memory import GROWN
 from mnemo.multipliers import Multipliers, Totals
 
-BATCH, BATCH_PER_PATH = 32, 8  # open ends that are grown together; fewer where few paths are wanted: most are in vain
+BATCH, BATCH_PER_PATH = 32, GROWN  # open ends that are grown together; for few paths fewer: most are in vain
 ROUNDING = 1e-6  # a value below this share of the whole is rounding
 
 

@@ -114,8 +114,8 @@ def test_a_trace_is_the_same_within_any_budget(family):
 def test_nodes_are_taken_in_as_few_turns_as_the_budget_allows(model, room, sizes):
     pair = tiny_contrasts(model)[0]
     shape, length = Shape.of(model), len(pair.clean)
-    each = shape.node_bytes(length)
-    with memory_budget((room * each + shape.written_bytes(length)) / 1e9):
+    each = shape.attention_bytes(length)
+    with memory_budget((2 * room * each + shape.written_bytes(length)) / 1e9):
         line = Line(model, pair, nodes=8)
     assert [turn.stop - turn.start for turn in line.turns] == sizes
     assert torch.cat([line.alpha[turn] for turn in line.turns]).equal(line.alpha)
