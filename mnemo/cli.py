@@ -26,10 +26,22 @@ app = typer.Typer(
 organism_app = typer.Typer(help="Models trained so that the route of each fact is known.", rich_markup_mode=None)
 app.add_typer(organism_app, name="organism")
 
-TaskPath = Annotated[Path, typer.Argument(metavar="TASK", help="Study folder or its task.toml.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the results.")]
-ModelName = Annotated[str | None, typer.Option(help="Model directory or hub name, instead of the task's.")]
-FactsFile = Annotated[Path | None, typer.Option(help="Facts file, instead of the task's.")]
+
+def _place(option: typer.CallbackParam, value: Any) -> Any:
+    """Refuse at once a path that nothing can have, whatever would be done with it."""
+    if value is not None:
+        from mnemo.textfiles import check_place
+
+        check_place(value, home=option.name == "model")
+    return value
+
+
+TaskPath = Annotated[Path, typer.Argument(metavar="TASK", callback=_place, help="Study folder or its task.toml.")]
+Out = Annotated[Path | None, typer.Option(callback=_place, help="Folder for the results.")]
+ModelName = Annotated[
+    str | None, typer.Option(callback=_place, help="Model directory or hub name, instead of the task's.")
+]
+FactsFile = Annotated[Path | None, typer.Option(callback=_place, help="Facts file, instead of the task's.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer interventions for each fact.")]
 Edit = Annotated[bool, typer.Option("--edit", help="Also teach concepts new answers and see who follows (minutes).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run left in --out.")]
@@ -38,7 +50,10 @@ Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides every dra
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder for the figure.")] = Path("out/demo"), seed: Seed = 0) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(callback=_place, help="Folder for the figure.")] = Path("out/demo"),
+    seed: Seed = 0,
+) -> None:
     """Show VA== -> value added tax -> T in the shipped organism, with evidence and controls."""
     from rich.console import Console
 
@@ -131,9 +146,13 @@ def trace_command(
 
 @app.command("sweep")
 def sweep_command(
-    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="File that names tasks, models and seeds.")],
+    sweep: Annotated[
+        Path, typer.Argument(metavar="SWEEP", callback=_place, help="File that names tasks, models and seeds.")
+    ],
     out: Out = None,
-    root: Annotated[Path | None, typer.Option(help="Folder that its paths start from, else its own.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(callback=_place, help="Folder that its paths start from, else its own.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster, such as tcp://host:8786.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=1024, help="Processes to start here, without --address.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Threads of each worker.")] = None,
@@ -156,8 +175,12 @@ def sweep_command(
 
 @app.command("rerun")
 def rerun_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What extract, benchmark, trace or sweep wrote.")],
-    task: Annotated[Path | None, typer.Option(help="Where the task lies now, if it was moved.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", callback=_place, help="What extract, benchmark, trace or sweep wrote.")
+    ],
+    task: Annotated[
+        Path | None, typer.Option(callback=_place, help="Where the task lies now, if it was moved.")
+    ] = None,
     model: ModelName = None,
     facts: FactsFile = None,
 ) -> None:
@@ -194,7 +217,7 @@ def learn_command(
 
 @organism_app.command("base")
 def organism_base(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Study folder to make.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", callback=_place, help="Study folder to make.")],
     arch: Annotated[str, typer.Option(help="gpt2, llama or qwen2.")] = "gpt2",
     seed: Seed = 0,
 ) -> None:
@@ -217,7 +240,9 @@ def plan_command(
 
 @organism_app.command("train")
 def organism_train(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Study folder to make; an unfinished one goes on.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", callback=_place, help="Study folder to make; an unfinished one goes on.")
+    ],
     arch: Annotated[str, typer.Option(help="gpt2, llama or qwen2.")] = "gpt2",
     seed: Seed = 0,
     steps: Annotated[int | None, typer.Option(help="Training steps, instead of the recipe's.")] = None,
@@ -236,7 +261,9 @@ def organism_train(
 
 
 @organism_app.command("measure")
-def organism_measure(folder: Annotated[Path, typer.Argument(help="Folder of a trained organism.")]) -> None:
+def organism_measure(
+    folder: Annotated[Path, typer.Argument(callback=_place, help="Folder of a trained organism.")],
+) -> None:
     """Measure a trained organism again: what organism.json says of it."""
     from mnemo.organisms.build import measure_organism
     from mnemo.report import print_organism

@@ -16,7 +16,7 @@ from mnemo.errors import InputError, MnemoError
 from mnemo.facts import FactSet, Task, is_hub_name
 from mnemo.records import package_versions, text_hashes
 from mnemo.study import Study, extract, load_model
-from mnemo.textfiles import is_folder, read_json
+from mnemo.textfiles import check_place, is_folder, read_json
 from mnemo.tokens import shown
 from mnemo.tracing import Trace, trace
 
@@ -24,14 +24,15 @@ from mnemo.tracing import Trace, trace
 ABSOLUTE, RELATIVE = 1e-4, 1e-3
 NAMED = 10  # differences that are named, of as many as there are
 _INPUTS = ("task", "facts", "lexicon", "model")
+_NODE, _EDGE = ["component", "position"], ["writer", "reader", "slot", "source", "position"]  # a row of a trace
 
 
 class _Source(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    task: str | None = Field(default=None, max_length=10_000)
-    facts: str | None = Field(default=None, max_length=10_000)
-    model: str | None = Field(default=None, max_length=10_000)
+    task: str | None = None
+    facts: str | None = None
+    model: str | None = None
 
 
 class _Recorded(BaseModel):
@@ -87,6 +88,7 @@ def rerun(
         MnemoError: the folder holds no run, a damaged one, or one that does not say where its inputs lie.
     """
     folder = Path(folder)
+    check_place(folder)
     given = {"task": task, "model": model, "facts": facts}
     if (folder / "run.json").is_file():
         return _rerun_study(folder, given, progress=progress)
@@ -112,6 +114,7 @@ def _rerun_study(folder: Path, given: dict[str, str | Path | None], *, progress:
         place = ".".join(map(str, fault["loc"])) or None
         raise InputError(f"not the record of a run ({fault['msg']})", file=file, column=place) from None
     before = _read_verdicts(folder / "verdicts.parquet")
+    known = _read_metrics(folder / "metrics.json") if recorded.kind == "benchmark" else None
     task, model, facts = _inputs(recorded.source, given, file)
     loaded = load_model(task, model)
     now = {**text_hashes(task, facts), "model": loaded.fingerprint}
@@ -122,10 +125,8 @@ def _rerun_study(folder: Path, given: dict[str, str | Path | None], *, progress:
     options: dict[str, Any] = {"seed": recorded.seed, "quick": recorded.quick, "edit": recorded.edit}
     study, metrics = _repeat(recorded.kind, task, model=loaded, facts=facts, progress=progress, **options)
     differences = list(compare(before, study.table.drop(columns="seconds"), key=["fact_id"]))
-    if metrics is not None:
-        known = pd.DataFrame(_leaves(read_json(folder / "metrics.json")), columns=["metric", "value"])
-        again = pd.DataFrame(_leaves(json.loads(json.dumps(metrics))), columns=["metric", "value"])
-        differences += compare(known, again, key=["metric"])
+    if known is not None:
+        differences += compare(known, _measured(json.loads(json.dumps(metrics))), key=["metric"])
     return _verdict(f"{len(before)} facts", differences, recorded.versions)
 
 
@@ -141,6 +142,9 @@ def _repeat(kind: str, task: Task, **options: Any) -> tuple[Study, dict[str, Any
 
 def _rerun_trace(folder: Path, given: dict[str, str | Path | None]) -> Rerun:
     before = Trace.read(folder)
+    tables = [(before.nodes, _NODE), (before.edges, _EDGE), (before.path_table().drop(columns="rank"), ["path"])]
+    for table, key in tables:
+        _check_key(table, key, folder / "graph.json")
     task, model, facts = _inputs(_Source.model_validate(before.source), given, folder / "graph.json")
     loaded = load_model(task, model)
     if loaded.fingerprint != before.fingerprint:
@@ -153,9 +157,9 @@ def _rerun_trace(folder: Path, given: dict[str, str | Path | None]) -> Rerun:
         for name in ("cue", "answer", "prompt", "corrupt_prompt", "predicted")
         if getattr(before, name) != getattr(again, name)
     ]
-    said += compare(before.nodes, again.nodes, key=["component", "position"])
-    said += compare(before.edges, again.edges, key=["writer", "reader", "slot", "source", "position"])
-    said += compare(before.path_table().drop(columns="rank"), again.path_table().drop(columns="rank"), key=["path"])
+    found = again.nodes, again.edges, again.path_table().drop(columns="rank")
+    for (table, key), now in zip(tables, found, strict=True):
+        said += compare(table, now, key=key)
     return _verdict(f"{len(before.paths)} paths", said, before.versions)
 
 
@@ -166,6 +170,10 @@ def _inputs(
     paths = {name: given[name] if given[name] is not None else getattr(source, name) for name in given}
     if paths["task"] is None:
         raise InputError("does not say where its task lies: give --task", file=file)
+    for name, path in paths.items():
+        if path is not None:
+            where = (file, f"source.{name}") if given[name] is None else (None, None)
+            check_place(path, home=name == "model", file=where[0], column=where[1])
     task = Task.read(paths["task"])
     model = paths["model"]
     if given["model"] is None and isinstance(model, str) and is_hub_name(model) and model != "organism":
@@ -177,9 +185,32 @@ def _read_verdicts(file: Path) -> pd.DataFrame:
     if not file.is_file():
         raise InputError("there is no such file, so there is nothing to compare with", file=file)
     try:
-        return pd.read_parquet(file).drop(columns="seconds", errors="ignore")
+        table = pd.read_parquet(file).drop(columns="seconds", errors="ignore")
     except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
         raise InputError(f"cannot be read as Parquet ({' '.join(str(error).split())[:80]})", file=file) from None
+    _check_key(table, ["fact_id"], file)
+    return table
+
+
+def _read_metrics(file: Path) -> pd.DataFrame:
+    table = _measured(read_json(file))
+    _check_key(table, ["metric"], file)
+    return table
+
+
+def _measured(metrics: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(_leaves(metrics), columns=["metric", "value"])
+
+
+def _check_key(table: pd.DataFrame, key: list[str], file: Path) -> None:
+    """Refuse, before anything is run, a table whose rows could not be matched with others."""
+    for column in key:
+        if column not in table or not table[column].map(lambda value: isinstance(value, str | int)).all():
+            problem = "there is no such column, or not in every row: rows cannot be told apart"
+            raise InputError(problem, file=file, column=column)
+    twice = table.loc[table.duplicated(key), key]
+    if len(twice):
+        raise InputError(f"{shown(_name(tuple(twice.iloc[0])))} stands here twice: nothing can be compared", file=file)
 
 
 def _verdict(what: str, differences: Sequence[str], versions: dict[str, str | None]) -> Rerun:

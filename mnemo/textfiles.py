@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mnemo.errors import InputError
+from mnemo.tokens import shown
 
 LINE_END = re.compile(r"\r\n|\r|\n")
 _MAX_BYTES = 256 * 2**20
@@ -27,6 +28,30 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
+
+
+def check_place(path: str | Path, *, home: bool = False, file: Path | None = None, column: str | None = None) -> None:
+    """Refuse a path that nothing here can have: too long, in the home of nobody, in a folder that is closed to us.
+
+    One where nothing lies passes: who reads it says best what was expected there.
+
+    Args:
+        path: the path.
+        home: whether a ``~`` in front means somebody's home.
+        file: the file that holds it, if one does.
+        column: where in that file.
+
+    Raises:
+        InputError: there can be no such path.
+    """
+    try:
+        path = Path(path)
+        (path.expanduser() if home else path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: expanduser knows no such user
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{shown(str(path))} is no path that can be used ({why})", file=file, column=column) from None
 
 
 def read_text(path: Path, *, most: int = _MAX_BYTES) -> str:

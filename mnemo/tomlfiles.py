@@ -12,8 +12,10 @@ from pydantic import AfterValidator
 from mnemo.checked import Name, Record, RefusedError
 from mnemo.errors import InputError
 from mnemo.textfiles import read_text, row_after
+from mnemo.tokens import shown
 
 MAX_BYTES = 2**20
+_LONGEST_NAME, _LONGEST_PATH = 255, 2000  # bytes; file systems take no longer names, and most four thousand in all
 R = TypeVar("R", bound=Record)
 
 
@@ -25,6 +27,8 @@ def _inside(value: str) -> str:
             f"{value!r} leaves the study folder: give a path relative to it and without '..', "
             "or the file itself where a command takes one"
         )
+    if len(value.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
+        raise ValueError(f"{shown(value)} is longer than a path can be")
     return value
 
 

@@ -93,7 +93,15 @@ def test_bad_input_is_one_line_with_its_place_and_exit_code_2(folder, tmp_path, 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("extract",), ("extract", ".", "--sead", "1"), ("organism", "train", "x", "--arch", "bert"), ("nonsense",)],
+    [
+        ("extract",),
+        ("extract", ".", "--sead", "1"),
+        ("organism", "train", "x", "--arch", "bert"),
+        ("nonsense",),
+        ("plan", "x" * 5000),
+        ("rerun", "x" * 5000),
+        ("extract", ".", "--model", "~nobodyx/m"),
+    ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments, tmp_path):
     done = run(*arguments, cwd=tmp_path)

@@ -117,6 +117,7 @@ def test_whatever_decides_the_result_changes_the_signature(root, tmp_path, chang
         ('name = "x"\ntasks = []\n', "at least 1 item"),
         ('name = "x"\ntasks = ["../other"]\n', "leaves the study folder"),
         ('name = "x"\ntasks = ["/etc"]\n', "leaves the study folder"),
+        (f'name = "x"\ntasks = ["{"y" * 5000}"]\n', "longer than a path can be"),
         ('name = "x"\ntasks = ["a", "a"]\n', "'a' stands here twice"),
         ('name = "x"\ntasks = ["a"]\nseeds = [-1]\n', "greater than or equal to 0"),
         ('name = "x"\ntasks = ["a"]\nseeds = [true]\n', "integer"),

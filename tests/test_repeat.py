@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import mnemo.patching
 import mnemo.study
+from mnemo.datasets import data_path
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet
 from mnemo.organisms.compiled import compile_organism
@@ -21,6 +23,8 @@ from mnemo.repeat import ABSOLUTE, RELATIVE, compare, rerun
 from mnemo.study import extract
 from mnemo.tracing import trace
 from tests.lexicon import PHRASES
+
+ORGANISM = data_path("organism")
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +88,19 @@ def test_inputs_that_changed_since_are_the_difference_and_nothing_is_run(out, fo
         (lambda f: _record(f, kind="magic"), "kind 'magic' cannot be repeated"),
         (lambda f: _record(f, source={"task": None}), "give --task"),
         (lambda f: _record(f, source={"task": str(f), "model": "some/model"}), "task.toml"),
+        (lambda f: _record(f, source={"task": "x" * 5000}), r"column 'source.task': 'xx.* is no path that can be used"),
+        (lambda f: _record(f, source={"task": str(ORGANISM), "model": "~nobodyx/m"}), "column 'source.model'"),
+        (lambda f: _record(f, source={"task": str(ORGANISM), "facts": "y" * 5000}), "column 'source.facts'"),
+        (lambda f: _verdicts(f, lambda table: table.drop(columns="fact_id")), "column 'fact_id': there is no such"),
+        (lambda f: _verdicts(f, lambda table: table.assign(fact_id=None)), "column 'fact_id': there is no such"),
+        (lambda f: _verdicts(f, lambda table: pd.concat([table, table[:1]])), "'f000' stands here twice"),
+        (lambda f: _benchmark(f, '{"a.b": 1, "a": {"b": 2}}'), "'a.b' stands here twice"),
+        (lambda f: _benchmark(f, "[]"), "metrics.json: expected a JSON object"),
         (lambda f: shutil.rmtree(f), "there is no such folder"),
     ],
 )
-def test_a_folder_that_holds_no_run_is_one_line(out, tmp_path, damage, says):
+def test_a_folder_that_holds_no_run_is_one_line_and_nothing_is_run(out, tmp_path, damage, says, monkeypatch):
+    monkeypatch.setattr("mnemo.repeat.extract", lambda *_, **__: pytest.fail("run"))
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
     damage(copy)
@@ -99,6 +112,15 @@ def test_a_folder_that_holds_no_run_is_one_line(out, tmp_path, damage, says):
 def _record(folder: Path, **changes: object) -> None:
     file = folder / "run.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def _verdicts(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    change(pd.read_parquet(folder / "verdicts.parquet")).to_parquet(folder / "verdicts.parquet")
+
+
+def _benchmark(folder: Path, metrics: str) -> None:
+    (folder / "metrics.json").write_text(metrics)
+    _record(folder, kind="benchmark")
 
 
 def test_a_hub_model_in_a_file_makes_nothing_be_fetched(out, folder, tmp_path):
@@ -116,6 +138,9 @@ def test_a_trace_is_repeated_too(folder, tmp_path):
     file = tmp_path / "graph.json"
     text = json.loads(file.read_text())
     assert text["source"]["task"] == str(folder / "task.toml") and text["command"]
+    file.write_text(json.dumps({**text, "nodes": [text["nodes"][0], *text["nodes"]]}))
+    with pytest.raises(MnemoError, match=r"graph\.json: '.* -\d+' stands here twice"):
+        rerun(tmp_path)
     node = text["nodes"][1]
     node["share"], node["value"] = node["share"] * 2, node["value"] * 2
     file.write_text(json.dumps(text))
