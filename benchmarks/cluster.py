@@ -32,7 +32,8 @@ import psutil
 
 from mnemo.cluster import Run, Sweep, plan_runs, run_sweep
 from mnemo.cluster.dispatch import local_cluster
-from mnemo.cluster.work import RUNS, WORK, perform
+from mnemo.cluster.manifest import RUNS
+from mnemo.cluster.work import WORK, perform
 from mnemo.datasets import data_path
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.files import write_text

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mnemo.cluster.manifest import is_done
 from mnemo.cluster.plan import Run
-from mnemo.cluster.work import is_done
 from mnemo.doses import CURVES
 from mnemo.errors import visible
 from mnemo.invented import strongest_first

@@ -25,8 +25,8 @@ import pytest
 import mnemo.study
 from mnemo.cluster import Run, Sweep, plan_runs
 from mnemo.cluster.dispatch import run_sweep
-from mnemo.cluster.manifest import read_manifest
-from mnemo.cluster.work import RUNS, WORK, is_done, perform
+from mnemo.cluster.manifest import RUNS, is_done, read_manifest
+from mnemo.cluster.work import WORK, perform
 from mnemo.errors import MnemoError
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
@@ -189,6 +189,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(root, undisturb
     pd.testing.assert_frame_equal(_verdicts(run, tmp_path), undisturbed[1], check_exact=True)
 
 
+def test_a_lock_empties_nothing_and_follows_no_link(root, tmp_path):
+    (run,) = plan_runs(_sweep(root, seeds=(0,)))
+    mine = tmp_path / "mine.txt"
+    mine.write_text("kept")
+    lock = tmp_path / "out" / WORK / f"{run.name}.lock"
+    lock.parent.mkdir(parents=True)
+    lock.symlink_to(mine)
+    error = perform(run, str(tmp_path / "out"), None).error
+    assert error is not None and f"{lock}: cannot be locked" in error
+    assert mine.read_text() == "kept" and not (tmp_path / "out" / RUNS).exists()
+
+
 def test_what_a_run_cannot_do_is_told_and_does_not_raise(root, tmp_path):
     (run,) = plan_runs(_sweep(root, seeds=(0,), models=("organism",)))  # cannot spell these cues, or does not know them
     (gone,) = plan_runs(_sweep(root, seeds=(0,)))
@@ -300,6 +312,12 @@ def test_a_scheduler_that_is_not_there_is_one_line(root, tmp_path, monkeypatch):
         run_sweep(_sweep(root), out=tmp_path, address="tcp://127.0.0.1:1", progress=False)
     with pytest.raises(MnemoError, match="no Dask scheduler answers"):
         run_sweep(_sweep(root), out=tmp_path, address="nonsense://x", progress=False)
+
+
+def test_what_commands_print_needs_no_locks_of_the_system():
+    code = "import sys; sys.modules['fcntl'] = None; import mnemo.report; print('mnemo.cluster.work' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_a_dry_run_says_what_would_be_run_and_runs_nothing(root, tmp_path):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnemo.errors import InputError
 from mnemo.files import digest, write_text
 from mnemo.textfiles import read_json
 
+if TYPE_CHECKING:
+    from mnemo.cluster.plan import Run
+
 FILE = "manifest.json"
+RUNS = "runs"  # folder of a sweep's runs
 
 
 def write_manifest(folder: Path, **about: Any) -> None:
@@ -34,6 +38,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except (InputError, ValueError):
         return None
     return manifest if whole else None
+
+
+def is_done(run: Run, out: Path) -> bool:
+    """Whether a run's folder is whole and says that it was made from the same inputs."""
+    manifest = read_manifest(out / RUNS / run.name)
+    return manifest is not None and manifest.get("signature") == run.signature
 
 
 def _inside(name: str) -> bool:

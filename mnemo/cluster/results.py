@@ -10,8 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mnemo.cluster.manifest import RUNS
 from mnemo.cluster.plan import Run
-from mnemo.cluster.work import RUNS, Outcome
+from mnemo.cluster.work import Outcome
 from mnemo.files import replacing
 from mnemo.study import COLUMNS
 from mnemo.tables import write_csv

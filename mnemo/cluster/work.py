@@ -20,12 +20,12 @@ import shutil
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnemo.cluster.manifest import read_manifest, write_manifest
+from mnemo.cluster.manifest import RUNS, is_done, write_manifest
 from mnemo.cluster.plan import Run
 from mnemo.errors import InputError, MnemoError
 from mnemo.files import remove_drafts, replacing
@@ -33,7 +33,7 @@ from mnemo.files import remove_drafts, replacing
 if TYPE_CHECKING:
     from mnemo.model import Model
 
-RUNS, WORK = "runs", ".work"
+WORK = ".work"
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,6 @@ def perform(run: Run, out: str, threads: int | None) -> Outcome:
     return Outcome(run.name, error, kept=kept, loaded=loaded, seconds=seconds, process=os.getpid())
 
 
-def is_done(run: Run, out: Path) -> bool:
-    """Whether the run's folder is whole and says that it was made from the same inputs."""
-    manifest = read_manifest(out / RUNS / run.name)
-    return manifest is not None and manifest.get("signature") == run.signature
-
-
 def _extract(run: Run, out: Path, threads: int | None) -> bool:
     """Extract and write; returns whether the model had to be loaded."""
     import torch
@@ -123,13 +117,15 @@ _ONE_AT_A_TIME = threading.Lock()
 @contextmanager
 def _locked(file: Path) -> Generator[None]:
     """Wait for the only lock on a file; it goes with the process that holds it, however that ends."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.open("w")
-    except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror or error})", file=file) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Opened as it is, and no link followed: whoever may write here must not choose what is emptied or locked.
+            lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            held.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise InputError(f"cannot be locked ({error.strerror or error})", file=file) from error
         yield
 
 
