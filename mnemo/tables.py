@@ -37,8 +37,13 @@ TEXTS = (
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
-def write_csv(table: pd.DataFrame, file: Path) -> None:
+def write_csv(table: pd.DataFrame, file: Path, *, float_format: str | None = None) -> None:
     """Write a table, without its index; texts that a spreadsheet would run are written as plain text.
+
+    Args:
+        table: the table.
+        file: where to.
+        float_format: how floats are spelled, such as ``%.6g``; None for all their digits.
 
     Raises:
         InputError: the file cannot be written.
@@ -49,7 +54,9 @@ def write_csv(table: pd.DataFrame, file: Path) -> None:
     bare = any("\r" in str(value) for column in text for value in [column, *table[column]])
     with replacing(file) as draft:
         quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
-        safe.rename(columns=_safe).to_csv(draft, index=False, quoting=quoting, lineterminator="\n")
+        safe.rename(columns=_safe).to_csv(
+            draft, index=False, float_format=float_format, quoting=quoting, lineterminator="\n"
+        )
 
 
 def read_csv(file: str | Path, *, texts: Sequence[str] = TEXTS) -> pd.DataFrame:

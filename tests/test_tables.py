@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mnemo
 from mnemo.tables import read_csv, write_csv
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -57,6 +59,18 @@ def test_names_of_columns_come_from_files_too(tmp_path):
     write_csv(table, tmp_path / "t.csv")
     assert (tmp_path / "t.csv").read_text().startswith("fact_id,'=cmd()")
     assert list(read_csv(tmp_path / "t.csv").columns) == ["fact_id", "=cmd()"]
+
+
+@pytest.mark.parametrize("cue", ["+A==", "+A==\r"])
+def test_floats_are_spelled_as_asked_and_texts_stay_safe(tmp_path, cue):
+    write_csv(pd.DataFrame({"cue": [cue], "score": [1 / 3]}), tmp_path / "t.csv", float_format="%.6g")
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as lines:
+        assert list(csv.reader(lines)) == [["cue", "score"], [f"'{cue}", "0.333333"]]
+
+
+def test_no_table_is_written_in_another_way():
+    package = Path(mnemo.__file__).parent
+    assert [file.name for file in package.rglob("*.py") if ".to_csv(" in file.read_text()] == ["tables.py"]
 
 
 def test_what_is_missing_stays_missing(tmp_path):

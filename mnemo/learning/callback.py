@@ -13,9 +13,9 @@ import pandas as pd
 from transformers import TrainerCallback
 
 from mnemo.errors import MnemoError
-from mnemo.files import replacing
 from mnemo.learning.emergence import Watch
 from mnemo.learning.teach import plain
+from mnemo.tables import write_csv
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -66,5 +66,4 @@ class WatchCallback(TrainerCallback):
             model.train(training)
         self.rows = pd.concat([self.rows, measured.assign(step=state.global_step)], ignore_index=True)
         if self.file is not None:
-            with replacing(self.file) as draft:
-                self.rows.to_csv(draft, index=False)
+            write_csv(self.rows, self.file)

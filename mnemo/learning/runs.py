@@ -34,6 +34,7 @@ from mnemo.model import load
 from mnemo.model_source import find_folder, read_model
 from mnemo.patching import Site
 from mnemo.records import Parts, run_record
+from mnemo.tables import write_csv
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,8 +111,7 @@ class Learned:
 
         folder = Path(folder)
         for name in (*TABLES, "summary"):
-            with replacing(folder / f"{name}.csv") as draft:
-                getattr(self, name).to_csv(draft, index=False, float_format="%.6g")
+            write_csv(getattr(self, name), folder / f"{name}.csv", float_format="%.6g")
         write_text(folder / "run.json", json.dumps(self.record, indent=2) + "\n")
         for name, figure in figures({name: getattr(self, name) for name in TABLES}):
             with replacing(folder / f"{name}.png") as draft:
