@@ -11,6 +11,8 @@ from pathlib import Path
 from mnemo.datasets import acronym_phrases
 from mnemo.errors import InputError
 from mnemo.files import write_text
+from mnemo.textfiles import csv_rows
+from mnemo.tokens import shown
 
 PRINTABLE = tuple(map(chr, range(0x20, 0x7F)))
 """The 95 printable ASCII characters, space first."""
@@ -43,31 +45,21 @@ def read_readings(file: Path) -> dict[str, str]:
     """Character -> what a person may read in its code and itself, from a table ``answer,reading,...``.
 
     Raises:
-        InputError: no such file, not UTF-8, a column is missing, a character is not printable or occurs
+        InputError: no such file, no UTF-8 CSV table, a column is missing, a character is not printable or occurs
             twice, a reading is empty.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError("no such file; it needs the columns answer and reading", file=file) from error
-    except UnicodeDecodeError as error:
-        raise InputError("not UTF-8 text; save it as UTF-8", file=file) from error
-    table = csv.DictReader(io.StringIO(text))
-    for column in ("answer", "reading"):
-        if column not in (table.fieldnames or ()):
-            raise InputError("this column is missing from the header", file=file, row=1, column=column)
     readings: dict[str, str] = {}
-    for record in table:
+    for row, record in csv_rows(file, ("answer", "reading")):
         answer, reading = record["answer"], record["reading"]
         if answer not in PRINTABLE:
-            problem = f"{answer!r} is not one printable ASCII character"
-            raise InputError(problem, file=file, row=table.line_num, column="answer")
+            problem = f"{shown(answer)} is not one printable ASCII character"
+            raise InputError(problem, file=file, row=row, column="answer")
         if answer in readings:
             problem = f"{answer!r} has a reading already; keep one of them"
-            raise InputError(problem, file=file, row=table.line_num, column="answer")
+            raise InputError(problem, file=file, row=row, column="answer")
         if not reading:
             problem = f"{answer!r} has no reading; write one or take the row out"
-            raise InputError(problem, file=file, row=table.line_num, column="reading")
+            raise InputError(problem, file=file, row=row, column="reading")
         readings[answer] = reading
     return readings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +17,13 @@ from mnemo.facts import FactSet, Task
 from mnemo.files import write_text
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented
 from mnemo.study import Study, extract
+from mnemo.textfiles import csv_rows
+from mnemo.tokens import shown
 
 NEGATIVES = ("idle", "decoy", "rote")
 KINDS = ("mnemonic", *NEGATIVES, "free")
 SPLITS = ("train", "held", "ood")
+TRUTH = ["fact_id", "kind", "concept", "split"]  # columns of truth.csv
 # What facts are ranked by: the score, each signal alone, and the baseline that never intervenes.
 RANKERS = ("score", "agreement", "swap_success", "sufficiency", "ablation_drop")
 RESAMPLES = 1000
@@ -62,32 +64,27 @@ def read_truth(path: Path, facts: FactSet) -> pd.DataFrame:
     """Read truth.csv: `fact_id, kind, concept, split`, a row for each of `facts`, in any order.
 
     Raises:
-        InputError: no such file, a column missing, an unknown kind, split or fact, or a fact without truth.
+        InputError: no such file, one that is no UTF-8 CSV table, a column missing, an unknown kind or split, a fact
+            that stands there twice, or one without truth.
     """
     if not path.is_file():
         raise InputError("there is no such file, and without the truth there is nothing to score", file=path)
-    try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"is not a UTF-8 CSV table ({error})", file=path) from error
     known = {fact.fact_id for fact in facts}
     seen: set[str] = set()
-    for number, row in enumerate(rows, start=2):
-        for column, allowed in (("fact_id", None), ("kind", KINDS), ("concept", None), ("split", SPLITS)):
-            if row.get(column) is None:
-                raise InputError("no such column, or no value in it", file=path, row=number, column=column)
-            if allowed and row[column] not in allowed:
-                raise InputError(
-                    f"{row[column]!r} is none of {', '.join(allowed)}", file=path, row=number, column=column
-                )
+    rows: list[dict[str, str]] = []
+    for number, row in csv_rows(path, TRUTH):
+        for column, allowed in (("kind", KINDS), ("split", SPLITS)):
+            if row[column] not in allowed:
+                problem = f"{shown(row[column])} is none of {', '.join(allowed)}"
+                raise InputError(problem, file=path, row=number, column=column)
         if row["fact_id"] in seen:
-            raise InputError(f"{row['fact_id']!r} stands here twice", file=path, row=number, column="fact_id")
+            raise InputError(f"{shown(row['fact_id'])} stands here twice", file=path, row=number, column="fact_id")
         seen.add(row["fact_id"])
+        if row["fact_id"] in known:
+            rows.append(row)
     if missing := sorted(known - seen):
-        raise InputError(f"{len(missing)} facts have no truth, the first is {missing[0]!r}", file=path)
-    table = pd.DataFrame(rows)[["fact_id", "kind", "concept", "split"]]
-    return table[table["fact_id"].isin(known)].reset_index(drop=True)
+        raise InputError(f"{len(missing)} facts have no truth, the first is {shown(missing[0])}", file=path)
+    return pd.DataFrame(rows, columns=TRUTH)
 
 
 def with_truth(table: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:

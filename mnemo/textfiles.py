@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,30 @@ def csv_records(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
             return
         if values:
             yield row, values
+
+
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file by column, each with the row in the file on which it begins.
+
+    Args:
+        path: the file; its first row names the columns.
+        columns: those that it must have.
+
+    Raises:
+        InputError: what `read_text` and `csv_records` refuse; a column missing or named twice; a row with too many or
+            too few values.
+    """
+    records = csv_records(read_text(path), path)
+    row, header = next(records, (1, []))
+    for column in columns:
+        if header.count(column) != 1:
+            problem = f"the header should have this column once, it has it {header.count(column)} times"
+            raise InputError(problem, file=path, row=row, column=column)
+    for row, values in records:
+        if len(values) != len(header):
+            problem = f"{len(values)} values for {len(header)} columns: a value with a comma goes in double quotes"
+            raise InputError(problem, file=path, row=row)
+        yield row, dict(zip(header, values, strict=True))
 
 
 def read_json(path: Path, *, most: int = _MAX_BYTES) -> dict[str, Any]:

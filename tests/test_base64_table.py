@@ -131,6 +131,8 @@ def test_the_task_has_its_templates_and_no_model() -> None:
         ("answer,reading\nTT,value added tax\n", 2, "answer"),
         ("answer,reading\nT,value added tax\nT,tee\n", 3, "answer"),
         ("answer,reading\nT,\n", 2, "reading"),
+        ("\ufeffanswer,reading\nT,\n", 2, "reading"),  # as spreadsheets save it
+        ('answer,reading\nT,"tea\nor tee"\nT,tee\n', 4, "answer"),
     ],
 )
 def test_mistakes_in_readings_are_named_with_their_place(tmp_path: Path, rows: str, row: int, column: str) -> None:

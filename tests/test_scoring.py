@@ -106,12 +106,34 @@ def test_facts_that_are_not_recalled_are_left_out_and_counted():
         ("fact_id,kind,concept\nf0,rote,\nf1,rote,\n", "column 'split'"),
         ("fact_id,kind,concept,split\nf0,rota,,train\n", "'rota' is none of"),
         ("fact_id,kind,concept,split\nf0,rote,,train\n", "1 facts have no truth, the first is 'f1'"),
-        ("fact_id,kind,concept,split\nf0,rote,,train\nf0,rote,,train\n", "twice"),
+        (
+            "fact_id,kind,concept,split\nf0,rote,,train\nf0,rote,,train\n",
+            "row 3, column 'fact_id': 'f0' stands here twice",
+        ),
+        ('fact_id,kind,concept,split\nf0,rote,"a\nb",train\nf1,rota,,train\n', "row 4, column 'kind'"),
+        ('fact_id,kind,concept,split\nf0,rote,,train\nf1,rote,"open,train\n', r"row 3: not CSV .* double quote"),
+        ("fact_id,kind,concept,split\nf0,rote,,train\nf1,rote,a,b,train\n", "row 3: 5 values for 4 columns"),
+        ("fact_id,kind,kind,concept,split\n", "column 'kind': the header should have this column once"),
     ],
 )
 def test_unusable_truth_is_refused_with_its_place(tmp_path, text, message):
-    (tmp_path / "truth.csv").write_text(text)
+    (tmp_path / "truth.csv").write_text(text, newline="")
     with pytest.raises(InputError, match=message):
+        read_truth(tmp_path / "truth.csv", FACTS)
+
+
+def test_truth_is_read_as_a_spreadsheet_saves_it(tmp_path):
+    rows = "fact_id,kind,concept,split\r\nf1,idle,a b,held\r\nelse,rote,,train\r\nf0,rote,,ood\r\n"
+    (tmp_path / "truth.csv").write_text(f"\ufeff{rows}", encoding="utf-8", newline="")
+    assert read_truth(tmp_path / "truth.csv", FACTS).to_numpy().tolist() == [
+        ["f1", "idle", "a b", "held"], ["f0", "rote", "", "ood"],
+    ]  # fmt: skip
+
+
+def test_truth_that_is_too_large_is_refused_unread(tmp_path):
+    with (tmp_path / "truth.csv").open("wb") as file:
+        file.truncate(2**30)
+    with pytest.raises(InputError, match=r"truth\.csv: 1024 MB, and at most 256 MB are read"):
         read_truth(tmp_path / "truth.csv", FACTS)
 
 
