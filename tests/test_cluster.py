@@ -24,7 +24,7 @@ import pytest
 
 import mnemo.study
 from mnemo.cluster import Run, Sweep, plan_runs
-from mnemo.cluster.dispatch import run_sweep
+from mnemo.cluster.dispatch import local_cluster, run_sweep
 from mnemo.cluster.manifest import RUNS, is_done, read_manifest
 from mnemo.cluster.work import WORK, perform
 from mnemo.errors import MnemoError
@@ -328,3 +328,18 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(root, tmp_path):
     assert process.returncode == 0, error
     assert "2 of 2 runs to do, 36 facts, 1 models, on the Dask cluster at tcp://host:8786" in " ".join(said.split())
     assert not (tmp_path / "out").exists()
+class _Said(Exception):
+    """Ends a sweep that would wait for ever."""
+
+
+def test_a_scheduler_without_workers_is_told(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("mnemo.cluster.dispatch._PATIENCE", 1.5)
+
+    def say(line: str) -> None:
+        if not line.startswith("dashboard"):
+            raise _Said(line)
+
+    with local_cluster(0) as cluster, pytest.raises(_Said, match="no workers yet"):
+        run_sweep(_sweep(root), out=tmp_path, address=cluster.scheduler_address, progress=False, say=say)
+
+

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import signal
 import time
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 POLL = 1.0  # seconds between two looks at what is finished
 DEATHS = 3  # workers that a run may cost without one more part of it getting done: after that it is given up
-_PATIENCE = 30  # seconds to wait for a scheduler
+_PATIENCE = 30  # seconds to wait for a scheduler, and to say nothing while it has no workers
 
 
 def run_sweep(
@@ -168,8 +169,13 @@ def _quiet() -> Generator[None]:
 
 def _outcomes(handed: _Handed, bar: _Bar, tell: Callable[[str], None]) -> Iterator[Outcome]:
     """Yield the outcome of each run as it comes back."""
+    patience = time.monotonic() + _PATIENCE
     try:
         while handed.running:
+            if time.monotonic() > patience:
+                patience = math.inf
+                if not handed.workers:
+                    tell("no workers yet: the scheduler is there, and waits for some to join it")
             for run, outcome in handed.back():
                 if outcome.error:
                     tell(f"{run.name}: {outcome.error}")
@@ -194,6 +200,11 @@ class _Handed:
     def running(self) -> list[Run]:
         """The runs that are not back yet."""
         return [self._runs[k] for k in self._futures]
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are."""
+        return len(self._client.scheduler_info().get("workers", ()))
 
     def back(self) -> Iterator[tuple[Run, Outcome]]:
         """Yield the runs that came back since, each with its outcome.
