@@ -42,6 +42,8 @@ ModelName = Annotated[
     str | None, typer.Option(callback=_place, help="Model directory or hub name, instead of the task's.")
 ]
 FactsFile = Annotated[Path | None, typer.Option(callback=_place, help="Facts file, instead of the task's.")]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights, such as bfloat16, else as they were saved.")]
+Device = Annotated[str | None, typer.Option(help="Where to compute, such as cpu or cuda:1, else CUDA if there is one.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer interventions for each fact.")]
 Edit = Annotated[bool, typer.Option("--edit", help="Also teach concepts new answers and see who follows (minutes).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run left in --out.")]
@@ -73,6 +75,8 @@ def extract_command(
     resume: Resume = False,
     seed: Seed = 0,
     memory_gb: MemoryGb = None,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """Judge every fact of a task: verdicts.csv and .parquet."""
     from mnemo.report import print_summary
@@ -80,7 +84,8 @@ def extract_command(
 
     folder = out or _default_out(task)
     options: dict[str, Any] = {"quick": quick, "edit": edit, "resume": resume, "seed": seed, "memory_gb": memory_gb}
-    study = extract(task, model=model, facts=facts, out=folder, **options)
+    chosen = _model(task, model, dtype=dtype, device=device)
+    study = extract(task, model=chosen, facts=facts, out=folder, **options)
     print_summary(study, folder)
 
 
@@ -95,6 +100,8 @@ def benchmark_command(
     resume: Resume = False,
     seed: Seed = 0,
     memory_gb: MemoryGb = None,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """Extract, then score against truth.csv: metrics.json."""
     from mnemo.report import print_metrics
@@ -102,7 +109,8 @@ def benchmark_command(
 
     folder = out or _default_out(task)
     options: dict[str, Any] = {"quick": quick, "edit": edit, "resume": resume, "seed": seed, "memory_gb": memory_gb}
-    _, metrics = benchmark(task, model=model, facts=facts, out=folder, **options)
+    chosen = _model(task, model, dtype=dtype, device=device)
+    _, metrics = benchmark(task, model=chosen, facts=facts, out=folder, **options)
     print_metrics(metrics, folder)
 
 
@@ -119,13 +127,16 @@ def trace_command(
     out: Out = None,
     seed: Seed = 0,
     memory_gb: MemoryGb = None,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """Trace one fact: which components, edges and paths carry the answer, and the curve of every intervention."""
     from mnemo.report import print_doses, print_trace
     from mnemo.tracing import trace
 
     folder = out or _default_out(task) / "trace"
-    found = trace(task, cue, contrast=contrast_cue, model=model, top=top, seed=seed, memory_gb=memory_gb)
+    chosen = _model(task, model, dtype=dtype, device=device)
+    found = trace(task, cue, contrast=contrast_cue, model=chosen, top=top, seed=seed, memory_gb=memory_gb)
     found.write(folder)
     print_trace(found, folder)
     if not doses:
@@ -133,7 +144,7 @@ def trace_command(
     from mnemo.doses import dose_curves, write_doses
     from mnemo.study import extract
 
-    study = extract(task, model=model, quick=True, seed=seed, memory_gb=memory_gb)
+    study = extract(task, model=chosen, quick=True, seed=seed, memory_gb=memory_gb)
     concept = study[found.fact_id]["concept"]
     try:
         curves = dose_curves(study, found.fact_id, seed=seed)
@@ -269,6 +280,14 @@ def organism_measure(
     from mnemo.report import print_organism
 
     print_organism(measure_organism(folder), folder)
+
+
+def _model(task: Path, model: str | None, *, dtype: str | None, device: str | None) -> Any:
+    """The model that a command was given, loaded already if it is wanted in another dtype or on another device."""
+    from mnemo.facts import Task
+    from mnemo.model import load_as
+
+    return load_as(Task.read(task), model, dtype=dtype, device=device)
 
 
 def _default_out(task: Path) -> Path:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from mnemo.facts import Task
+
 _PROBE_TOKENS = 8
 # What a configuration says about where the model lies and how it was run, not about what it computes.
 _INCIDENTAL = {
@@ -93,6 +95,11 @@ class Model:
     def dtype(self) -> torch.dtype:
         return next(self.bridge.parameters()).dtype
 
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as `load` takes it by name."""
+        return str(self.dtype).removeprefix("torch.")
+
     def forward(
         self,
         prompts: Sequence[Sequence[int]],
@@ -121,10 +128,9 @@ class Model:
             return self.bridge(ids, attention_mask=mask)
 
     def __repr__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
         return (
             f"Model({self.name!r}, {self.bridge.cfg.architecture}, {self.n_layers} layers, {self.n_heads} "
-            f"heads, d_model {self.d_model}, {dtype} on {self.device}, {self.fingerprint[:8]})"
+            f"heads, d_model {self.d_model}, {self.dtype_name} on {self.device}, {self.fingerprint[:8]})"
         )
 
 
@@ -203,6 +209,28 @@ def load(
     if check:
         self_check(model)
     return model
+
+
+def load_as(
+    task: Task, source: str | Path | None, *, device: str | None = None, dtype: str | None = None
+) -> Model | str | Path | None:
+    """Load the model of a run if it is asked for on a device or in a dtype of its own; else leave that to the run.
+
+    Args:
+        task: whose model it is.
+        source: the model given instead of the task's own, if one is.
+        device, dtype: as for `load`.
+
+    Returns:
+        what a run takes as ``model``.
+
+    Raises:
+        MnemoError: as `load` does.
+    """
+    chosen = source if source is not None else task.model_path
+    if chosen is None or (device is None and dtype is None):
+        return source
+    return load(chosen, device=device, dtype=dtype)
 
 
 def _vocabulary(hf: PreTrainedModel) -> int:

@@ -46,7 +46,7 @@ def run_record(task: Task, model: Model, facts: FactSet, *, kind: str, **options
         "python": platform.python_version(),
         "versions": package_versions(),
         "device": str(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.dtype_name,
         "source": source_of(task, model, facts),
         **inputs,
         "inputs": inputs_hash(inputs),

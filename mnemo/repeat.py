@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import FactSet, Task, is_hub_name
+from mnemo.model import load_as
 from mnemo.records import package_versions, text_hashes
 from mnemo.study import Study, extract, load_model
 from mnemo.textfiles import check_place, is_folder, read_json
@@ -50,6 +51,7 @@ class _Recorded(BaseModel):
     lexicon: str
     model: str
     versions: dict[str, str | None]
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def _rerun_study(folder: Path, given: dict[str, str | Path | None], *, progress:
     before = _read_verdicts(folder / "verdicts.parquet")
     known = _read_metrics(folder / "metrics.json") if recorded.kind == "benchmark" else None
     task, model, facts = _inputs(recorded.source, given, file)
-    loaded = load_model(task, model)
+    loaded = load_model(task, load_as(task, model, dtype=recorded.dtype))
     now = {**text_hashes(task, facts), "model": loaded.fingerprint}
     changed = [name for name in _INPUTS if now[name] != getattr(recorded, name)]
     if changed:
@@ -146,7 +148,7 @@ def _rerun_trace(folder: Path, given: dict[str, str | Path | None]) -> Rerun:
     for table, key in tables:
         _check_key(table, key, folder / "graph.json")
     task, model, facts = _inputs(_Source.model_validate(before.source), given, folder / "graph.json")
-    loaded = load_model(task, model)
+    loaded = load_model(task, load_as(task, model, dtype=before.dtype))
     if loaded.fingerprint != before.fingerprint:
         then, now = before.fingerprint[:8], loaded.fingerprint[:8]
         return Rerun(False, (f"not repeated: changed since the run: model (hash {then} then, {now} now)",))

@@ -142,7 +142,7 @@ class TraceRecord(_Part):
         node_rows, stream_rows, edge_rows: ``nodes``, ``streams`` and ``edges`` in the file.
         paths: the strongest first.
         seed: what drew the contrast.
-        model_name, fingerprint: the model.
+        model_name, fingerprint, dtype: the model; None for a dtype that older files do not say.
         versions: of what computed the trace.
         command: the command, as it can be typed again.
         source: where `task`, `facts` and `model` were read from; None for what lies nowhere.
@@ -179,6 +179,7 @@ class TraceRecord(_Part):
     seed: int
     model_name: str
     fingerprint: str
+    dtype: str | None = None
     versions: dict[str, str | None]
     command: str | None = None
     source: dict[str, str | None] = Field(default_factory=dict, max_length=3)

@@ -328,6 +328,7 @@ def trace_from(
         seed=seed,
         model_name=model.name,
         fingerprint=model.fingerprint,
+        dtype=model.dtype_name,
         versions=package_versions(),
         command=command(),
         source=source or {},

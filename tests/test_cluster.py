@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import psutil
@@ -26,8 +26,10 @@ import mnemo.study
 from mnemo.cluster import Run, Sweep, plan_runs
 from mnemo.cluster.dispatch import local_cluster, run_sweep
 from mnemo.cluster.manifest import RUNS, is_done, read_manifest
-from mnemo.cluster.work import WORK, perform
+from mnemo.cluster.plan import Dtype
+from mnemo.cluster.work import WORK, _Cache, perform
 from mnemo.errors import MnemoError
+from mnemo.model_checks import TOLERANCE
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
@@ -96,7 +98,7 @@ def test_a_hub_model_is_named_with_its_revision_and_not_looked_for(root):
     assert run.model == "org/name@step1000"
 
 
-@pytest.mark.parametrize("change", ["facts", "model", "seed", "quick"])
+@pytest.mark.parametrize("change", ["facts", "model", "seed", "quick", "dtype"])
 def test_whatever_decides_the_result_changes_the_signature(root, tmp_path, change):
     shutil.copytree(root, tmp_path / "copy")
     sweep = _sweep(tmp_path / "copy", seeds=(0,))
@@ -106,7 +108,8 @@ def test_whatever_decides_the_result_changes_the_signature(root, tmp_path, chang
         file.write_text(file.read_text().rsplit("\n", 2)[0] + "\n")
     if change == "model":
         os.utime(tmp_path / "copy/study/model/model.safetensors", (1, 1))
-    (after,) = plan_runs(_sweep(tmp_path / "copy", seeds=(int(change == "seed"),), quick=change != "quick"))
+    dtype = {"dtype": "float64"} if change == "dtype" else {}
+    (after,) = plan_runs(_sweep(tmp_path / "copy", seeds=(int(change == "seed"),), quick=change != "quick", **dtype))
     assert before.signature != after.signature
 
 
@@ -119,6 +122,7 @@ def test_whatever_decides_the_result_changes_the_signature(root, tmp_path, chang
         ('name = "x"\ntasks = ["/etc"]\n', "leaves the study folder"),
         (f'name = "x"\ntasks = ["{"y" * 5000}"]\n', "longer than a path can be"),
         ('name = "x"\ntasks = ["a", "a"]\n', "'a' stands here twice"),
+        ('name = "x"\ntasks = ["a"]\ndtype = "int8"\n', "row 3, column 'dtype'"),
         ('name = "x"\ntasks = ["a"]\nseeds = [-1]\n', "greater than or equal to 0"),
         ('name = "x"\ntasks = ["a"]\nseeds = [true]\n', "integer"),
         ('name = "x"\ntasks = ["a"]\nseed = [1]\n', "did you mean 'seeds'"),
@@ -137,6 +141,16 @@ def test_a_sweep_that_cannot_be_is_one_line_with_its_place(root, text, says):
 
 
 # ---- one run
+
+
+def test_a_model_is_loaded_as_asked_and_once(root):
+    plain, wide = (plan_runs(_sweep(root, seeds=(0,), dtype=dtype, device="cpu"))[0] for dtype in (None, "float64"))
+    cache = _Cache()
+    found = [cache.get(run) for run in (plain, wide, wide)]
+    assert [(model.dtype_name, loaded) for model, loaded in found] == [
+        ("float32", True), ("float64", True), ("float64", False),
+    ]  # fmt: skip
+    assert {f"torch.{name}" for name in get_args(Dtype)} == {str(dtype) for dtype in TOLERANCE}
 
 
 def test_a_run_is_the_extraction_and_is_done_once(root, undisturbed, tmp_path):
@@ -320,14 +334,6 @@ def test_what_commands_print_needs_no_locks_of_the_system():
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_a_dry_run_says_what_would_be_run_and_runs_nothing(root, tmp_path):
-    file = root / "dry.toml"
-    file.write_text('name = "x"\ntasks = ["study"]\nseeds = [0, 1]\n')
-    process = _mnemo("sweep", file, "--out", tmp_path / "out", "--dry-run", "--address", "tcp://host:8786")
-    said, error = process.communicate()
-    assert process.returncode == 0, error
-    assert "2 of 2 runs to do, 36 facts, 1 models, on the Dask cluster at tcp://host:8786" in " ".join(said.split())
-    assert not (tmp_path / "out").exists()
 class _Said(Exception):
     """Ends a sweep that would wait for ever."""
 
@@ -343,3 +349,11 @@ def test_a_scheduler_without_workers_is_told(root, tmp_path, monkeypatch):
         run_sweep(_sweep(root), out=tmp_path, address=cluster.scheduler_address, progress=False, say=say)
 
 
+def test_a_dry_run_says_what_would_be_run_and_runs_nothing(root, tmp_path):
+    file = root / "dry.toml"
+    file.write_text('name = "x"\ntasks = ["study"]\nseeds = [0, 1]\n')
+    process = _mnemo("sweep", file, "--out", tmp_path / "out", "--dry-run", "--address", "tcp://host:8786")
+    said, error = process.communicate()
+    assert process.returncode == 0, error
+    assert "2 of 2 runs to do, 36 facts, 1 models, on the Dask cluster at tcp://host:8786" in " ".join(said.split())
+    assert not (tmp_path / "out").exists()

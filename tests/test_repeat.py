@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import mnemo.study
 from mnemo.datasets import data_path
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet
+from mnemo.model import load
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
@@ -133,10 +136,13 @@ def test_a_hub_model_in_a_file_makes_nothing_be_fetched(out, folder, tmp_path):
 
 def test_a_trace_is_repeated_too(folder, tmp_path):
     cue = FactSet.read(folder / "facts.csv")[0].cue
-    trace(folder, cue, top=5, seed=1).write(tmp_path)
+    trace(folder, cue, model=load(folder, dtype="float64"), top=5, seed=1).write(tmp_path)
     assert rerun(tmp_path).same
     file = tmp_path / "graph.json"
     text = json.loads(file.read_text())
+    assert text["dtype"] == "float64"
+    file.write_text(json.dumps({name: value for name, value in text.items() if name != "dtype"}))
+    assert "changed since the run: model" in rerun(tmp_path).lines[0]  # as it was saved, in float32
     assert text["source"]["task"] == str(folder / "task.toml") and text["command"]
     file.write_text(json.dumps({**text, "nodes": [text["nodes"][0], *text["nodes"]]}))
     with pytest.raises(MnemoError, match=r"graph\.json: '.* -\d+' stands here twice"):
@@ -146,6 +152,17 @@ def test_a_trace_is_repeated_too(folder, tmp_path):
     file.write_text(json.dumps(text))
     found = rerun(tmp_path)
     assert not found.same and f"{node['component']} {node['position']}, value: " in "\n".join(found.lines)
+
+
+def test_a_run_in_another_dtype_is_repeated_in_it(folder, tmp_path):
+    FactSet.read(folder / "facts.csv").subset([f"f{i:03}" for i in range(6)]).write(tmp_path / "few.csv")
+    options = ["--facts", str(tmp_path / "few.csv"), "--quick", "--dtype", "float64", "--device", "cpu"]
+    command = [sys.executable, "-m", "mnemo", "extract", str(folder), "--out", str(tmp_path / "out"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out/run.json").read_text())["dtype"] == "float64"
+    found = rerun(tmp_path / "out", progress=False)
+    assert found.same and "the same: 6 facts" in found.lines[-1]
 
 
 def test_tables_are_compared_by_key_and_within_the_tolerance():

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictInt, field_validator
 
@@ -20,6 +20,7 @@ from mnemo.tokens import shown
 from mnemo.tomlfiles import Inside, read_record
 
 MOST_RUNS = 100_000
+Dtype = Literal["float64", "float32", "float16", "bfloat16"]
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 
 
@@ -34,6 +35,8 @@ class Sweep(Record):
         seeds: each run draws with one.
         quick: fewer interventions for each fact.
         edit: also teach concepts new answers.
+        dtype: of the weights, such as ``bfloat16``; None to leave them as saved.
+        device: where each worker computes; None for CUDA where there is one, else the CPU.
         report: also write the report of each run, whose figures take seconds.
         folder: where sweep.toml lies; not what it says, so never in the file.
 
@@ -48,6 +51,8 @@ class Sweep(Record):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     quick: StrictBool = False
     edit: StrictBool = False
+    dtype: Dtype | None = None
+    device: Name | None = None
     report: StrictBool = False
     folder: Path = Field(default=Path("."), exclude=True)
 
@@ -79,7 +84,7 @@ class Run:
         model: a directory, or a hub name with its revision (``org/name@step1000``).
         model_files: hash over name, size and time of every file in that directory.
         checkpoint: of the model, or None.
-        seed, quick, edit, report: as in `Sweep`.
+        seed, quick, edit, dtype, device, report: as in `Sweep`.
         facts: how many the task has.
         signature: hash over all that decides the result, as far as can be told without loading the model: texts,
             options, versions and `model_files`. A finished run is kept while this stays the same.
@@ -93,6 +98,8 @@ class Run:
     seed: int
     quick: bool
     edit: bool
+    dtype: str | None
+    device: str | None
     report: bool
     facts: int
     signature: str
@@ -129,11 +136,12 @@ def plan_runs(sweep: Sweep, *, root: Path | None = None) -> list[Run]:
         for given, point, (path, task) in product(sweep.models or (None,), sweep.checkpoints or (None,), tasks.items())
     }
     files = {model: _files(model) for model in set(models.values())}
-    options = {"quick": sweep.quick, "edit": sweep.edit}
+    options: dict[str, Any] = {"quick": sweep.quick, "edit": sweep.edit, "dtype": sweep.dtype}
+    versions = package_versions()  # takes milliseconds, and there may be many runs
     runs = []
     for (path, given, point), model in models.items():
         for seed in sweep.seeds:
-            inputs = {**texts[path], **options, "seed": seed, "model": [model, files[model]], **package_versions()}
+            inputs = {**texts[path], **options, "seed": seed, "model": [model, files[model]], **versions}
             runs.append(
                 Run(
                     name=_folder_name(path, given, point, seed),
@@ -142,6 +150,7 @@ def plan_runs(sweep: Sweep, *, root: Path | None = None) -> list[Run]:
                     model_files=files[model],
                     checkpoint=point,
                     seed=seed,
+                    device=sweep.device,
                     report=sweep.report,
                     facts=facts[path],
                     signature=text_hash(json.dumps(inputs, sort_keys=True)),

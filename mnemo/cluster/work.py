@@ -133,17 +133,18 @@ class _Cache:
     """The model that this process used last: the runs of one model come together, and a second may not fit."""
 
     def __init__(self) -> None:
-        self._key: tuple[str, str] | None = None
+        self._key: tuple[str | None, ...] | None = None
         self._model: Model | None = None
 
     def get(self, run: Run) -> tuple[Model, bool]:
         """Return a run's model, and whether it was loaded just now."""
         from mnemo.model import load
 
-        if self._model is not None and self._key == (run.model, run.model_files):
+        key = run.model, run.model_files, run.dtype, run.device
+        if self._model is not None and self._key == key:
             return self._model, False
         self._model = None  # before the next one is loaded, not after
-        self._model, self._key = load(run.model), (run.model, run.model_files)
+        self._model, self._key = load(run.model, dtype=run.dtype, device=run.device), key
         return self._model, True
 
 
