@@ -122,6 +122,8 @@ def test_whatever_decides_the_result_changes_the_signature(root, tmp_path, chang
         ('name = "x"\ntasks = ["/etc"]\n', "leaves the study folder"),
         (f'name = "x"\ntasks = ["{"y" * 5000}"]\n', "longer than a path can be"),
         ('name = "x"\ntasks = ["a", "a"]\n', "'a' stands here twice"),
+        ('name = "x"\ntasks = ["study", "./study/task.toml"]\n', "'./study/task.toml' is the same as 'study'"),
+        ('name = "x"\ntasks = ["study"]\nmodels = ["study/model", "./study"]\n', "same as 'study/model'"),
         ('name = "x"\ntasks = ["a"]\ndtype = "int8"\n', "row 3, column 'dtype'"),
         ('name = "x"\ntasks = ["a"]\nseeds = [-1]\n', "greater than or equal to 0"),
         ('name = "x"\ntasks = ["a"]\nseeds = [true]\n', "integer"),

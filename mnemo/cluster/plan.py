@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -119,7 +120,7 @@ def plan_runs(sweep: Sweep, *, root: Path | None = None) -> list[Run]:
         root: folder that the paths in it start from; None for the one that holds sweep.toml.
 
     Raises:
-        MnemoError: a task that cannot be used, a model that is not there, too many runs.
+        MnemoError: a task that cannot be used, a model that is not there, one of them twice, too many runs.
     """
     root = sweep.folder if root is None else root
     count = len(sweep.tasks) * max(1, len(sweep.models)) * max(1, len(sweep.checkpoints)) * len(sweep.seeds)
@@ -135,6 +136,7 @@ def plan_runs(sweep: Sweep, *, root: Path | None = None) -> list[Run]:
         (path, given, point): _model(task, root, given, point)
         for given, point, (path, task) in product(sweep.models or (None,), sweep.checkpoints or (None,), tasks.items())
     }
+    _check_differ(models, root)
     files = {model: _files(model) for model in set(models.values())}
     options: dict[str, Any] = {"quick": sweep.quick, "edit": sweep.edit, "dtype": sweep.dtype}
     versions = package_versions()  # takes milliseconds, and there may be many runs
@@ -158,6 +160,17 @@ def plan_runs(sweep: Sweep, *, root: Path | None = None) -> list[Run]:
                 )
             )
     return sorted(runs, key=lambda run: run.model)
+
+
+def _check_differ(models: Mapping[tuple[str, str | None, str | None], str], root: Path) -> None:
+    """Refuse what is named twice in other words (``study``, ``./study/task.toml``): it would be run twice."""
+    seen: dict[tuple[Path, str], tuple[str, str | None, str | None]] = {}
+    for named, model in models.items():
+        task = root / named[0]
+        first = seen.setdefault((task / "task.toml" if is_folder(task) else task, model), named)
+        if first != named:
+            one, other = next((a, b) for a, b in zip(first, named, strict=True) if a != b)
+            raise MnemoError(f"{shown(str(other))} is the same as {shown(str(one))}: name each thing once")
 
 
 def _model(task: Task, root: Path, given: str | None, checkpoint: str | None) -> str:
