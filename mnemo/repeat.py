@@ -90,7 +90,7 @@ def rerun(
         MnemoError: the folder holds no run, a damaged one, or one that does not say where its inputs lie.
     """
     folder = Path(folder)
-    check_place(folder)
+    check_place(folder / "run.json")
     given = {"task": task, "model": model, "facts": facts}
     if (folder / "run.json").is_file():
         return _rerun_study(folder, given, progress=progress)

@@ -175,7 +175,7 @@ def _outcomes(handed: _Handed, bar: _Bar, tell: Callable[[str], None]) -> Iterat
             if time.monotonic() > patience:
                 patience = math.inf
                 if not handed.workers:
-                    tell("no workers yet: the scheduler is there, and waits for some to join it")
+                    tell("no workers yet: the runs wait until some join the scheduler (dask worker ADDRESS)")
             for run, outcome in handed.back():
                 if outcome.error:
                     tell(f"{run.name}: {outcome.error}")
