@@ -27,19 +27,28 @@ organism_app = typer.Typer(help="Models trained so that the route of each fact i
 app.add_typer(organism_app, name="organism")
 
 
-def _place(option: typer.CallbackParam, value: Any) -> Any:
+def _place(value: Any) -> Any:
     """Refuse at once a path that nothing can have, whatever would be done with it."""
-    if value is not None:
-        from mnemo.textfiles import check_place
+    from mnemo.textfiles import check_place
 
-        check_place(value, home=option.name == "model")
+    if value is not None:
+        check_place(value)
+    return value
+
+
+def _model_place(value: Any) -> Any:
+    """The same of a model, whose path may begin at somebody's home."""
+    from mnemo.textfiles import check_place
+
+    if value is not None:
+        check_place(value, home=True)
     return value
 
 
 TaskPath = Annotated[Path, typer.Argument(metavar="TASK", callback=_place, help="Study folder or its task.toml.")]
 Out = Annotated[Path | None, typer.Option(callback=_place, help="Folder for the results.")]
 ModelName = Annotated[
-    str | None, typer.Option(callback=_place, help="Model directory or hub name, instead of the task's.")
+    str | None, typer.Option(callback=_model_place, help="Model directory or hub name, instead of the task's.")
 ]
 FactsFile = Annotated[Path | None, typer.Option(callback=_place, help="Facts file, instead of the task's.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the weights, such as bfloat16, else as they were saved.")]
