@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,13 +119,21 @@ class Model:
             MnemoError: no prompts, an empty one, or one longer than the model reads.
         """
         ids, mask = batch_inputs(prompts, device=self.device)
-        if ids.shape[1] > self.n_positions:
-            raise MnemoError(
-                f"a prompt has {ids.shape[1]} tokens, but {self.name} reads at most {self.n_positions}: "
-                "shorten the template, the cue or the concept"
-            )
+        self.require_room(ids.shape[1])
         with self.bridge.hooks(fwd_hooks=list(hooks)):
             return self.bridge(ids, attention_mask=mask)
+
+    def require_room(self, length: int) -> None:
+        """Refuse prompts of a length that the model does not read.
+
+        Raises:
+            MnemoError: they have more than `n_positions` tokens.
+        """
+        if length > self.n_positions:
+            raise MnemoError(
+                f"a prompt has {length} tokens, but {self.name} reads at most {self.n_positions}: "
+                "shorten the template, the cue or the concept"
+            )
 
     def __repr__(self) -> str:
         return (
@@ -205,7 +213,8 @@ def load(
             hf = hf.to(device)  # pyright: ignore[reportArgumentType]
         hf.eval().requires_grad_(False)
         fingerprint, probe = _fingerprint(hf), _probe(hf)
-        model = Model(_bridge(hf, tokens, name), tokens, name, fingerprint, probe, origin)
+        bridge = _bridge(hf, tokens, name)
+        model = Model(bridge, replace(tokens, longest=bridge.cfg.n_ctx), name, fingerprint, probe, origin)
     if check:
         self_check(model)
     return model

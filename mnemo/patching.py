@@ -170,9 +170,13 @@ def over_batches(
 
     Yields:
         the rows, and what `run` returned.
+
+    Raises:
+        MnemoError: a prompt has more tokens than the model reads.
     """
     size = bytes_each or Shape.of(model).forward_bytes
     for length, rows in by_length(prompts).items():
+        model.require_room(length)
 
         def batch(piece: slice, rows: list[int] = rows) -> tuple[Tensor, Found]:
             tokens = torch.tensor([prompts[i].tokens for i in rows[piece]], device=model.device)

@@ -9,7 +9,9 @@ the model's width has on this machine now: an order of magnitude, not a promise.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from mnemo.memory import Shape, checked_budget, fit, memory_budget
 from mnemo.model_source import config_folder, read_tokenizer
 from mnemo.patching import TOKENS_PER_BATCH
 from mnemo.phrases import BEAMS
-from mnemo.prompts import render
+from mnemo.prompts import question_and_answer, render
 from mnemo.study import QUICK, Effort
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
@@ -68,6 +70,7 @@ class Plan:
         budget_gb: what the run may take besides.
         facts: how many there are.
         length: tokens of the longest recall prompt.
+        longest: the most tokens that the model reads, where its configuration says so.
         exact: whether a tokenizer counted them; else they follow from the number of characters.
         stages: one after the other.
     """
@@ -78,6 +81,7 @@ class Plan:
     budget_gb: float
     facts: int
     length: int
+    longest: int | None
     exact: bool
     stages: tuple[Stage, ...]
 
@@ -105,7 +109,7 @@ def plan(
         memory_gb: what it may take besides the model; None for the default.
 
     Raises:
-        MnemoError: no usable task, facts or configuration.
+        MnemoError: no usable task, facts or configuration, or a prompt of more tokens than the model reads.
     """
     task = task if isinstance(task, Task) else Task.read(task)
     source = model if model is not None else task.model_path
@@ -114,7 +118,8 @@ def plan(
     chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
     folder, name = config_folder(source)
     shape, parameters = read_shape(folder)
-    length, exact = _length(task, chosen, folder)
+    longest = getattr(_read_config(folder).get_text_config(), "max_position_embeddings", None)
+    length, exact = _length(task, chosen, folder, longest)
     budget = checked_budget(memory_gb)
     with memory_budget(budget):
         runs = _runs(task, shape, len(chosen), length, QUICK if quick else Effort())
@@ -127,7 +132,7 @@ def plan(
         seconds = forwards * _operations(shape, parameters, tokens) / speed
         seconds += forwards / at_once * shape.layers * PER_BLOCK
         stages.append(Stage(what, forwards, at_once, PROCESS_GB + model_gb + held, seconds))
-    return Plan(name, parameters, model_gb, budget, len(chosen), length, exact, tuple(stages))
+    return Plan(name, parameters, model_gb, budget, len(chosen), length, longest, exact, tuple(stages))
 
 
 def read_shape(folder: Path) -> tuple[Shape, int]:
@@ -136,10 +141,10 @@ def read_shape(folder: Path) -> tuple[Shape, int]:
     Raises:
         MnemoError: transformers makes no causal language model of it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    with quietly(), in_one_line(f"{folder}: no model follows from its configuration", fix="check its config.json"):
-        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = _read_config(folder)
+    with _no_model(folder):
         with torch.device("meta"):
             hf: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         saved_as = getattr(config, "dtype", None)
@@ -147,15 +152,37 @@ def read_shape(folder: Path) -> tuple[Shape, int]:
         return shape, sum(weight.numel() for weight in hf.parameters())
 
 
-def _length(task: Task, facts: FactSet, folder: Path) -> tuple[int, bool]:
-    """Return the tokens of the longest recall prompt, and whether a tokenizer counted them."""
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    with _no_model(folder):
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def _no_model(folder: Path) -> Generator[None]:
+    fix = "check its config.json"
+    with quietly(), in_one_line(f"{folder}: no model follows from its configuration", fix=fix):
+        yield
+
+
+def _length(task: Task, facts: FactSet, folder: Path, longest: int | None) -> tuple[int, bool]:
+    """Return the tokens of the longest recall prompt, and whether a tokenizer counted them.
+
+    Raises:
+        InputError: one that was counted has more than the model reads, with its place.
+    """
     try:
         with quietly():
             tokens = PromptTokenizer(read_tokenizer(folder), None)
-        return max(len(render(task.recall, fact.cue, tokens)) for fact in facts), True
+        lengths = {fact.fact_id: len(render(task.recall, fact.cue, tokens)) for fact in facts}
     except MnemoError:
-        longest = max(len(task.recall) + len(fact.cue) for fact in facts)
-        return longest // CHARACTERS_PER_TOKEN + 2, False
+        most = max(len(task.recall) + len(fact.cue) for fact in facts)
+        return most // CHARACTERS_PER_TOKEN + 2, False
+    worst = max(lengths, key=lengths.__getitem__)
+    if longest is not None and lengths[worst] > longest:  # refused as extract refuses it
+        question_and_answer(task, facts[worst], facts=facts, tokenizer=replace(tokens, longest=longest))
+    return lengths[worst], True
 
 
 def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list[tuple[str, int, int, int, int]]:

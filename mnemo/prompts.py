@@ -48,9 +48,10 @@ def render(template: str, filler: str, tokenizer: PromptTokenizer) -> Prompt:
         tokenizer: how text is spelled.
 
     Raises:
-        TemplateError: the template has no placeholder or several, or words that the tokenizer cannot represent.
+        TemplateError: the template has no placeholder or several, words that the tokenizer cannot represent, or leaves
+            no room for anything in the tokens that the model reads.
         UnspellableError: the tokenizer cannot represent a piece of the filler.
-        MnemoError: no token spells the filler.
+        MnemoError: no token spells the filler, or the prompt has more tokens than the model reads.
     """
     slots = [slot for slot in ("{cue}", "{concept}") if slot in template] or ["{}"]
     if len(slots) > 1 or template.count(slots[0]) != 1:
@@ -75,7 +76,21 @@ def render(template: str, filler: str, tokenizer: PromptTokenizer) -> Prompt:
             f"no token of {shown(text)} spells {shown(filler)}: its tokens are "
             f"{list(tokenizer.pieces(encoding.ids))}; use a text that the tokenizer keeps"
         )
-    return Prompt(text, encoding.ids, (hits[0], hits[-1] + 1))
+    found = Prompt(text, encoding.ids, (hits[0], hits[-1] + 1))
+    _require_room(found, tokenizer.longest)
+    return found
+
+
+def _require_room(prompt: Prompt, longest: int | None) -> None:
+    """Refuse a prompt of more tokens than the model reads: some models fail there, others go on and mean nothing."""
+    if longest is None or len(prompt) <= longest:
+        return
+    start, end = prompt.span
+    template = len(prompt) - (end - start)
+    what = f"the prompt {shown(prompt.text)} has {len(prompt)} tokens, but the model reads at most {longest}"
+    if template >= longest:
+        raise TemplateError(f"{what}: shorten the template, which takes {template} of them")
+    raise MnemoError(f"{what}: shorten what is put into the template (now {end - start} of them)")
 
 
 @dataclass(frozen=True)

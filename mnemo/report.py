@@ -33,6 +33,8 @@ def print_plan(plan: Plan) -> None:
         f"[bold]{plain(plan.model)}[/bold]: {plan.parameters:,} parameters, {plan.model_gb:.3g} GB; {plan.facts} "
         f"facts of up to {plan.length} tokens{counted}; {plan.budget_gb:g} GB besides the model"
     )
+    if plan.longest is not None and plan.length > plan.longest:
+        console.print(f"the model reads at most {plan.longest} tokens: longer prompts are refused")
     listing = Table()
     for column in ("stage", "forwards", "at once", "peak GB", "time"):
         listing.add_column(column, justify="left" if column == "stage" else "right")

@@ -56,6 +56,8 @@ class PromptTokenizer:
         hf: a fast transformers tokenizer; a slow one cannot say which characters a token spells.
         bos: None to begin prompts as the tokenizer does, True to make them begin with its BOS token,
             False to leave that token away.
+        longest: the most tokens of a prompt that the model reads; None for any number. Texts are spelled whatever
+            their length: it is `mnemo.prompts.render` that refuses longer prompts.
 
     Raises:
         MnemoError: the tokenizer is a slow one, or has no BOS token although `bos` asks for it.
@@ -63,6 +65,7 @@ class PromptTokenizer:
 
     hf: transformers.PreTrainedTokenizerBase
     bos: bool | None = None
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         if not self.hf.is_fast:

@@ -9,7 +9,8 @@ from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook
 from mnemo.model import Model, load
 from mnemo.patching import Patch, Site, ask, next_logprobs, read_stream
-from mnemo.prompts import Prompt, render
+from mnemo.phrases import Asked, write_phrases
+from mnemo.prompts import Prompt, TemplateError, render
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 HF = {family: tiny_model(family) for family in ("gpt2", "llama", "gpt_neox")}
@@ -82,3 +83,22 @@ def test_the_size_of_batches_changes_nothing(model, prompts, monkeypatch):
 def test_a_layer_that_is_not_there_is_refused(model):
     with pytest.raises(MnemoError, match=f"0 \\(embedding\\) to {model.n_layers}"):
         stream_hook(model, model.n_layers + 1)
+
+
+# ---- more tokens than the model reads
+
+
+def test_a_prompt_that_the_model_does_not_read_to_its_end_is_never_run(model):
+    assert len(render("decode {cue} is", "V" * 30, model.tokens)) <= model.n_positions
+    with pytest.raises(MnemoError, match=r"has \d+ tokens, but the model reads at most 64: shorten what is put into"):
+        render("decode {cue} is", "V?" * 40, model.tokens)
+    with pytest.raises(TemplateError, match=r"shorten the template, which takes \d\d+ of them"):
+        render("V?" * 40 + " {cue}", "VA==", model.tokens)
+    whole = Prompt("", (1,) * 64, (63, 64))
+    assert len(ask(model, [whole], torch.tensor([[1]])).top) == 1
+    for run in (
+        lambda: ask(model, [Prompt("", (1,) * 65, (64, 65))], torch.tensor([[1]])),
+        lambda: write_phrases(model, Asked((whole,)), max_tokens=2),  # what it would write does not fit behind it
+    ):
+        with pytest.raises(MnemoError, match=r"a prompt has 65 tokens, but .* reads at most 64"):
+            run()

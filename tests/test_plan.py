@@ -7,11 +7,12 @@ import json
 import pytest
 
 import mnemo
-from mnemo.errors import MnemoError
+from mnemo.errors import InputError, MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.memory import Shape
 from mnemo.model import load
 from mnemo.plan import PROCESS_GB, plan, read_shape
+from mnemo.report import print_plan
 from tests.tiny_models import FAMILIES, recalled_facts, saved, tiny_model, tiny_tokenizer
 
 LLAMA_70B = {
@@ -81,3 +82,18 @@ def test_what_cannot_be_planned_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(told.value)
     with pytest.raises(MnemoError, match="the task names no model"):
         plan(TASK, facts=FACTS)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])  # one of them would fail, the other would go on
+def test_a_prompt_longer_than_the_model_reads_is_refused_with_its_row_before_and_in_a_run(family, tmp_path, capsys):
+    folder = saved(family, tmp_path / "model")
+    (tmp_path / "facts.csv").write_text(f"fact_id,cue,answer\na,VA==,T\nb,{'V?' * 40},T\n")
+    (tmp_path / "task.toml").write_text('name = "long"\nrecall = "decode {cue} is"\nmodel = "model"\n')
+    for run in (plan, mnemo.extract, lambda task: mnemo.trace(task, "VA==")):
+        with pytest.raises(InputError, match=r"facts.csv, row 3, column 'cue': .* but the model reads at most 64"):
+            run(tmp_path)
+    (folder / "tokenizer.json").unlink()  # a guess is no reason to refuse
+    guessed = plan(tmp_path, facts=FactSet(facts=(Fact(fact_id="b", cue="V" * 300, answer="T"),)))
+    print_plan(guessed)
+    assert not guessed.exact and guessed.length > 64
+    assert "the model reads at most 64 tokens: longer prompts are refused" in capsys.readouterr().out

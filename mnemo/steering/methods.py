@@ -191,6 +191,7 @@ def generate(
     pad = end if end is not None else 0
     ids, mask = batch_inputs(rows, pad=pad, device=model.device)
     width = ids.shape[1]
+    model.require_room(width + new_tokens)
     hf: Any = model.bridge.original_model
     devices = [model.device] if model.device.type == "cuda" else []
     with method.at(dose, width) as processors, torch.random.fork_rng(devices):
