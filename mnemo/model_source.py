@@ -17,7 +17,7 @@ from torch import nn
 from mnemo.datasets import data_path
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import is_hub_name
-from mnemo.libraries import first_line, in_one_line
+from mnemo.libraries import first_line, in_one_line, without_panic_reports
 from mnemo.model_checks import check_spelling
 from mnemo.textfiles import read_json
 from mnemo.tokens import shown
@@ -239,12 +239,13 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     # The declared class, not AutoTokenizer's choice: for some model types (qwen2) that is its own class,
     # which reads a custom vocabulary as bytes.
     kind: Any = PreTrainedTokenizerFast if config.get("tokenizer_class") in _AS_WRITTEN else AutoTokenizer
-    with in_one_line(f"{folder}: the tokenizer cannot be read", fix="save it again, or give tokenizer="):
+    what = f"{folder}: the tokenizer cannot be read"
+    with without_panic_reports(), in_one_line(what, fix="save it again, or give tokenizer="):
         tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         written = folder / "tokenizer.json"
-        original = Tokenizer.from_file(str(written)) if written.exists() else None
-    if original is not None:
-        check_spelling(tokenizer, original, written)
+        if written.exists():
+            check_spelling(tokenizer, Tokenizer.from_file(str(written)), written)
+        tokenizer.encode("a")  # with what its template puts in front, which may name a token that there is none of
     return tokenizer
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mnemo.errors import MnemoError
+from mnemo.libraries import in_one_line
 
 if TYPE_CHECKING:
     import transformers
@@ -105,19 +106,9 @@ class PromptTokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise UnspellableError(text, start=error.start, end=error.end) from None
-        try:
-            found = self.hf(
-                text,
-                return_offsets_mapping=True,
-                return_special_tokens_mask=True,
-                verbose=False,
-            )
-        except Exception as error:
-            # tokenizers raises a plain Exception for a word without an id where no unk token is defined.
-            raise MnemoError(f"the tokenizer cannot spell {shown(text)}: {error}") from error
-
-        ids: list[int] = found["input_ids"]  # pyright: ignore[reportAssignmentType]
-        added: list[int] = found["special_tokens_mask"]  # pyright: ignore[reportAssignmentType]
+        found = self._spelled(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        ids: list[int] = found["input_ids"]
+        added: list[int] = found["special_tokens_mask"]
         body = [i for i, is_added in enumerate(added) if not is_added]
         front = ids[: body[0]] if body else self._without_end(ids)
         if self.bos is not None and (bos := self._id("bos")) is not None:
@@ -128,6 +119,13 @@ class PromptTokenizer:
         self._refuse_lost_text(text, body_ids, spans)
         spans = self._without_prepended_space(text, body_ids, spans)
         return Encoding((*front, *body_ids), (*((0, 0),) * len(front), *spans))
+
+    def _spelled(self, text: str, **options: bool) -> Any:
+        # tokenizers raises a plain Exception for a word without an id where no unk token is defined, and panics where
+        # a pattern backtracks too far or a template names a token that it does not define.
+        what = f"the tokenizer cannot spell {shown(text)}"
+        with in_one_line(what, fix="use text that it can spell, mend its tokenizer.json, or give another one"):
+            return self.hf(text, **options)
 
     def _without_end(self, ids: list[int]) -> list[int]:
         """What is put in front, where front and end meet because the text has no tokens."""
@@ -145,7 +143,7 @@ class PromptTokenizer:
         spelled = {i for start, end in spans for i in range(start, end)}
         if lost := [i for i in carrying if i not in spelled]:
             # Behind a dropped character the library's spans slip, so ask for each character alone.
-            alone = (i for i in carrying if not self.hf(text[i], add_special_tokens=False)["input_ids"])
+            alone = (i for i in carrying if not self._spelled(text[i], add_special_tokens=False)["input_ids"])
             start = next(alone, lost[0])
             raise UnspellableError(text, start=start, end=start + 1)
 

@@ -377,6 +377,11 @@ def broken_directory(folder: Path, fault: str) -> None:
         save_file(tensors, weights, metadata={"format": "pt"})
     elif fault == "other shape":
         rewritten(config, n_embd=64)
+    elif fault == "panicking normaliser":
+        rewritten(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    elif fault == "panicking template":
+        written = json.loads((folder / "tokenizer.json").read_text())
+        rewritten(folder / "tokenizer.json", post_processor={**written["post_processor"], "special_tokens": {}})
     elif fault == "no tokenizer":
         (folder / "tokenizer.json").unlink()
     elif fault == "broken tokenizer":
@@ -409,6 +414,8 @@ def broken_directory(folder: Path, fault: str) -> None:
         ("other shape", "c_attn.bias (96,) for (192,), "),
         ("no tokenizer", "holds no tokenizer"),
         ("broken tokenizer", "the tokenizer cannot be read"),
+        ("panicking normaliser", "the tokenizer cannot be read (Precompiled: Error("),
+        ("panicking template", "the tokenizer cannot be read (no entry found for key)"),
     ],
 )
 def test_broken_directories(fault: str, complaint: str, tmp_path: Path) -> None:
