@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _MAX_CONFIG = 2**24  # bytes; a configuration has some thousand
+# What a configuration may ask for; the largest models have a tenth of it. Of a number beyond, only describing it takes
+# hours or all memory.
+_MOST = {
+    "num_hidden_layers": 1_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000, "hidden_size": 1_000_000,
+    "head_dim": 1_000_000, "intermediate_size": 10_000_000, "ffn_dim": 10_000_000, "n_inner": 10_000_000,
+    "vocab_size": 10_000_000,
+}  # fmt: skip
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 # Under these names a tokenizer.json means what it says; AutoTokenizer may put the model type's class instead.
@@ -191,6 +198,7 @@ def examine(folder: Path) -> None:
     if kind not in CONFIG_MAPPING:
         problem = f"transformers knows no model type {kind!r}: use another model, or a newer transformers"
         raise InputError(problem, file=file, column="model_type")
+    _check_sizes(config, CONFIG_MAPPING[kind].attribute_map, file)
     # Without "architectures", transformers goes by the type.
     default = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, kind)
     named = config.get("architectures") or [default]
@@ -202,6 +210,18 @@ def examine(folder: Path) -> None:
             file=file,
             column="architectures",
         )
+
+
+def _check_sizes(config: dict[str, Any], called: dict[str, str], file: Path) -> None:
+    """Refuse numbers of layers, heads and so on that no model has; `called` says how this model's type names them."""
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        for name, most in _MOST.items():
+            for key in {name, called.get(name, name)}:
+                size = part.get(key)
+                if isinstance(size, int) and not 1 <= size <= most:
+                    given = size if abs(size) < 10**20 else "a number of more than 20 digits"
+                    raise InputError(f"{given}, where a model has from 1 to {most:,}", file=file, column=key)
 
 
 def _refuse_code(config: dict[str, Any], file: Path) -> None:

@@ -84,6 +84,24 @@ def test_what_cannot_be_planned_is_refused_in_one_line(tmp_path):
         plan(TASK, facts=FACTS)
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "size"),
+    [
+        ("llama", "num_hidden_layers", 100_000_000),
+        ("llama", "num_hidden_layers", 0),
+        ("gpt2", "n_layer", -3),
+        ("gpt2", "num_hidden_layers", 10**100),  # the name that transformers has for it is taken as well
+        ("gpt2", "n_embd", 10**9),
+        ("qwen2", "num_attention_heads", 10**9),
+        ("qwen2", "vocab_size", 10**12),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_anything_is_made_of_them(kind, key, size, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, key: size}))
+    with pytest.raises(InputError, match=rf"config.json, column '{key}': .* where a model has from 1 to [\d,]+$"):
+        plan(TASK, model=tmp_path, facts=FACTS)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])  # one of them would fail, the other would go on
 def test_a_prompt_longer_than_the_model_reads_is_refused_with_its_row_before_and_in_a_run(family, tmp_path, capsys):
     folder = saved(family, tmp_path / "model")

@@ -16,6 +16,7 @@ from mnemo.explorer.scene import make_scene
 from mnemo.explorer.view import SavedView, View
 from mnemo.facts import FactSet, Task
 from mnemo.model_source import examine
+from mnemo.plan import read_shape
 from mnemo.repeat import rerun
 from mnemo.scoring import read_truth
 from mnemo.tracing import Trace
@@ -108,6 +109,7 @@ def _model(data: bytes) -> None:
     (_FOLDER / "model").mkdir(exist_ok=True)
     _file("model/config.json", data)
     examine(_FOLDER / "model")
+    read_shape(_FOLDER / "model")
 
 
 def _truth(data: bytes) -> None:
@@ -148,7 +150,10 @@ _RUN: Json = {
     "kind": "extract", "source": {"task": "nowhere", "facts": None, "model": "m"}, "seed": 0, "quick": True,
     "edit": False, "task": "0", "facts": "0", "lexicon": "0", "model": "0", "versions": {"torch": "2"},
 }  # fmt: skip
-_CONFIG: Json = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "quantization_config": None}
+_CONFIG: Json = {
+    "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "n_head": 4, "n_embd": 32, "n_inner": 64,
+    "vocab_size": 100, "n_positions": 64, "dtype": "float32", "quantization_config": None,
+}  # fmt: skip
 _TASK = 'name = "x"\nrecall = "decode {cue} is"\nprobes = ["a {} b"]\nfacts = "facts.csv"\nmodel = "m"\n'
 _SWEEP = 'name = "x"\ntasks = ["a"]\nmodels = ["m"]\nseeds = [0, 1]\nquick = true\n'
 
