@@ -182,10 +182,15 @@ def examine(folder: Path) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     file = folder / "config.json"
+    if (folder / "adapter_config.json").exists():  # which transformers would apply without a word
+        what = "holds a LoRA adapter" if file.exists() else "holds a LoRA adapter alone"
+        raise InputError(
+            f"{what} (adapter_config.json): merge it into its model first (merge_and_unload) and save that, or take "
+            "it out of this folder",
+            file=folder,
+        )
     if not file.exists():
-        adapter = (folder / "adapter_config.json").exists()
-        what = "holds a LoRA adapter alone: merge it into its model (merge_and_unload) and save that"
-        raise InputError(what if adapter else "holds no config.json: give a model's directory", file=folder)
+        raise InputError("holds no config.json: give a model's directory", file=folder)
     config = read_json(file, most=_MAX_CONFIG)
     _refuse_code(config, file)
     if config.get("quantization_config"):

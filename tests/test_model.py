@@ -340,6 +340,8 @@ def broken_directory(folder: Path, fault: str) -> None:
         config.unlink()
     elif fault == "adapter":
         config.rename(folder / "adapter_config.json")
+    elif fault == "model and adapter":
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "m"}')
     elif fault == "not JSON":
         config.write_text('{"model_type": "gpt2",\n "n_layer": }')
     elif fault == "not UTF-8":
@@ -392,7 +394,8 @@ def broken_directory(folder: Path, fault: str) -> None:
     ("fault", "complaint"),
     [
         ("no config", "holds no config.json"),
-        ("adapter", "LoRA adapter alone: merge"),
+        ("adapter", "LoRA adapter alone (adapter_config.json): merge"),
+        ("model and adapter", "holds a LoRA adapter (adapter_config.json): merge"),
         ("not JSON", "config.json, row 2: is not JSON"),
         ("not UTF-8", "is not UTF-8"),
         ("not an object", "expected a JSON object, found list"),
