@@ -280,7 +280,7 @@ class Task(Record):
         probes: other questions, templates with one {}, asked of a cue and of a concept alike.
         facts: facts file, relative to the study folder.
         concepts: lexicon with one phrase per line, relative to the study folder.
-        model: model directory relative to the study folder, or hub name.
+        model: model directory relative to the study folder, hub name with its owner (``org/name``), or ``organism``.
         folder: the study folder; where the task lies, not what it says, so never in the file.
 
     Raises:
@@ -348,10 +348,11 @@ class Task(Record):
         """
         if self.model is None or is_folder(self.folder / self.model):
             return self.model and self.folder / self.model
-        if not is_hub_name(self.model):
+        if self.model != "organism" and not is_hub_name(self.model):
             raise self.fault(
                 "model",
-                f"{self.model!r} is neither a directory in {self.folder} nor a hub name such as 'org/name'",
+                f"{self.model!r} is neither a directory in {self.folder} nor a hub name such as 'org/name' (one "
+                "without an owner, such as gpt2, is given by hand: --model)",
             )
         return self.model
 
@@ -392,9 +393,16 @@ class Task(Record):
             raise self.fault(key, str(error)) from error
 
 
-def is_hub_name(text: str) -> bool:
-    """Whether a text can name a model on the hub: ``org/name``, or with a revision ``org/name@step1000``."""
-    return _HUB_NAME.fullmatch(text) is not None
+def is_hub_name(text: str, *, bare: bool = False) -> bool:
+    """Whether a text can name a model on the hub: ``org/name``, or with a revision ``org/name@step1000``.
+
+    Args:
+        text: the text.
+        bare: also take ``gpt2``, a name without an owner. Not for what a file says: there it may as well be a folder
+            that is missing, and asking the hub for it would be nobody's wish.
+    """
+    found = _HUB_NAME.fullmatch(text)
+    return found is not None and (bare or found[1] is not None)
 
 
 def _toml(value: str | int | tuple[str, ...]) -> str:

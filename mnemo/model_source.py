@@ -67,7 +67,7 @@ def find_folder(source: str | Path, *, weights: bool = True) -> tuple[Path, str]
         return found, _called(found)
     if path.exists():
         raise InputError("is a file: give the directory that holds config.json and weights", file=path)
-    if isinstance(source, Path) or not is_hub_name(source):
+    if isinstance(source, Path) or not is_hub_name(source, bare=True):
         raise InputError("no such directory: check the path", file=path)
     return _download(source, weights=weights), source
 

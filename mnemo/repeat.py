@@ -177,8 +177,8 @@ def _inputs(
             where = (file, f"source.{name}") if given[name] is None else (None, None)
             check_place(path, home=name == "model", file=where[0], column=where[1])
     task = Task.read(paths["task"])
-    model = paths["model"]
-    if given["model"] is None and isinstance(model, str) and is_hub_name(model) and model != "organism":
+    model = paths["model"] if paths["model"] is not None else task.model_path
+    if given["model"] is None and isinstance(model, str) and is_hub_name(model, bare=True) and model != "organism":
         raise InputError(f"used {shown(model)} from the hub: give --model {model} to fetch it", file=file)
     return task, model, task.load_facts(paths["facts"])
 

@@ -14,6 +14,7 @@ from mnemo.cluster.manifest import is_done
 from mnemo.cluster.plan import Run
 from mnemo.doses import CURVES
 from mnemo.errors import visible
+from mnemo.facts import is_hub_name
 from mnemo.invented import strongest_first
 from mnemo.plan import Plan
 from mnemo.study import Study
@@ -131,9 +132,8 @@ def print_sweep_plan(runs: list[Run], folder: Path, *, address: str | None, work
     done = {run.name for run in runs if is_done(run, folder)}
     for run in runs:
         state = "finished" if run.name in done else ""
-        table.add_row(
-            plain(run.name), str(run.facts), plain(run.model), plain(run.checkpoint or ""), str(run.seed), state
-        )
+        model = f"{run.model} (hub)" if is_hub_name(run.model) else run.model
+        table.add_row(plain(run.name), str(run.facts), plain(model), plain(run.checkpoint or ""), str(run.seed), state)
     console.print(table)
     left = [run for run in runs if run.name not in done]
     where = (

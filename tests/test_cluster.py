@@ -34,6 +34,7 @@ from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
 from mnemo.records import count_parts
+from mnemo.report import print_sweep_plan
 from mnemo.study import extract
 from tests.lexicon import PHRASES
 
@@ -93,9 +94,14 @@ def test_a_plan_is_every_model_with_every_task_seed_and_checkpoint(root, tmp_pat
     assert plan_runs(sweep) == runs
 
 
-def test_a_hub_model_is_named_with_its_revision_and_not_looked_for(root):
+def test_a_hub_model_is_named_with_its_revision_and_not_looked_for(root, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     (run,) = plan_runs(_sweep(root, models=("org/name",), checkpoints=("step1000",), seeds=(0,)))
     assert run.model == "org/name@step1000"
+    print_sweep_plan([run], root / "out", address=None, workers=1)
+    assert "org/name@step1000 (hub)" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(MnemoError, match=r"model 'typo' is neither a directory in .* nor a hub name"):
+        plan_runs(_sweep(root, models=("typo",)))
 
 
 @pytest.mark.parametrize("change", ["facts", "model", "seed", "quick", "dtype"])

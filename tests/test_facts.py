@@ -333,7 +333,9 @@ def test_a_model_is_a_directory_or_a_hub_name(study_folder):
         return BASE64.model_copy(update={"model": name, "folder": study_folder}).model_path
 
     assert model_path(None) is None
-    assert model_path("model") == "model"
+    with pytest.raises(InputError, match=r"'model' is neither a directory in .* nor a hub .*: --model\)"):
+        model_path("model")  # a folder that is missing, most likely: nothing is fetched
+    assert model_path("organism") == "organism"
     (study_folder / "model").mkdir()
     assert model_path("model") == study_folder / "model"
     assert model_path("org/gpt-2.1") == "org/gpt-2.1"

@@ -127,11 +127,18 @@ def _benchmark(folder: Path, metrics: str) -> None:
 
 
 def test_a_hub_model_in_a_file_makes_nothing_be_fetched(out, folder, tmp_path):
-    copy = tmp_path / "copy"
+    copy, task = tmp_path / "copy", tmp_path / "task.toml"
     shutil.copytree(out, copy)
-    _record(copy, source={"task": str(folder), "model": "some/model"})
-    with pytest.raises(MnemoError, match="give --model some/model"):
-        rerun(copy, progress=False)
+    task.write_text('name = "x"\nrecall = "decode {cue} is"\nmodel = "some/model"\n')
+    shutil.copy(folder / "facts.csv", tmp_path)
+    for source in (
+        {"task": str(folder), "model": "some/model"},
+        {"task": str(folder), "model": "gpt2"},
+        {"task": str(task), "model": None},  # which leaves it to the task, and that is a file too
+    ):
+        _record(copy, source=source)
+        with pytest.raises(MnemoError, match=f"give --model {source['model'] or 'some/model'} to fetch it"):
+            rerun(copy, progress=False)
 
 
 def test_a_trace_is_repeated_too(folder, tmp_path):

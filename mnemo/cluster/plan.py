@@ -31,7 +31,7 @@ class Sweep(Record):
     Args:
         name: what the sweep is about.
         tasks: study folders or task files, relative to the folder that holds sweep.toml.
-        models: model directories relative to it, or hub names; empty for the model that each task names.
+        models: model directories relative to it, or hub names with their owner; empty for what each task names.
         checkpoints: folders in each model's directory, or revisions of hub models; empty for the model as it is.
         seeds: each run draws with one.
         quick: fewer interventions for each fact.
@@ -190,7 +190,7 @@ def _model(task: Task, root: Path, given: str | None, checkpoint: str | None) ->
     if source == "organism" and checkpoint is None:
         return source
     if not is_hub_name(source):
-        raise MnemoError(f"{shown(source)} is neither a directory in {root} nor a hub name such as 'org/name'")
+        raise MnemoError(f"model {shown(source)} is neither a directory in {root} nor a hub name such as 'org/name'")
     return f"{source}@{checkpoint}" if checkpoint else source
 
 
