@@ -21,7 +21,7 @@ from mnemo.libraries import first_line
 if TYPE_CHECKING:
     from mnemo.model import Model
 
-MEMORY_GB = 2.0  # besides the model itself
+MEMORY_GB, MOST_GB = 2.0, 1e9  # besides the model itself: the default, and what no machine has
 TRACE_NODES = 8  # of the quadrature, in most traces
 GROWN = 8  # open ends that the search for one path grows together (`mnemo.paths`)
 _BUDGET: ContextVar[float] = ContextVar("memory_gb", default=MEMORY_GB)
@@ -64,12 +64,14 @@ def checked_budget(gb: float | None) -> float:
     """Return a budget in gigabytes, the one that holds where None is given.
 
     Raises:
-        MnemoError: not a positive number.
+        MnemoError: not a positive number, or more than any machine has.
     """
     if gb is None:
         return _BUDGET.get()
-    if not 0 < gb < float("inf"):
-        raise MnemoError(f"memory_gb={gb}: give the gigabytes that may be used, such as {MEMORY_GB}")
+    if not 0 < gb <= MOST_GB:
+        raise MnemoError(
+            f"memory_gb={gb}: give the gigabytes that may be used (at most {MOST_GB:g}), such as {MEMORY_GB}"
+        )
     return gb
 
 

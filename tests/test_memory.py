@@ -131,6 +131,6 @@ def test_the_budget_holds_inside_alone_and_must_be_one():
             assert fit(1e9) == 1 and fit(1e8) == 5
         assert fit(1e9) == 3
     assert checked_budget(None) == MEMORY_GB
-    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+    for wrong in (0.0, -1.0, float("nan"), float("inf"), 1e300):
         with pytest.raises(MnemoError, match="give the gigabytes"), memory_budget(wrong):
             pass
