@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mnemo.errors import MnemoError, visible
+from mnemo.libraries import first_line
 
 # Read when torch is first imported. Threads that spin while they wait for a core which something else holds make small
 # models several times slower.
@@ -319,6 +320,12 @@ def main() -> None:
             raise KeyboardInterrupt
     except MnemoError as error:
         _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        from mnemo.memory import NoMemoryError, out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        _fail(str(NoMemoryError(first_line(error))))
     except _UsageError as error:
         message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
         if message.startswith("Usage:"):  # a bare `mnemo`: its help, as typer wrote it

@@ -1,13 +1,15 @@
 """The straight line between a corrupt and a clean run: its two ends, points between them, graphs of blocks at these.
 
 Multipliers (`mnemo.multipliers`) are averages along this line. The average is a Gauss-Legendre quadrature: a weighted
-sum over nodes, so nodes can be taken in turns. There are as few turns as the memory budget allows.
+sum over nodes, so nodes can be taken in turns. There are as few turns as the memory budget allows, and twice as many
+from where memory runs out all the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,7 +21,7 @@ from mnemo.activations import run_from, values_at
 from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook
-from mnemo.memory import Shape, fit
+from mnemo.memory import NoMemoryError, Shape, fit, in_pieces, out_of_memory
 from mnemo.patching import metric
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class Ends:
             names += [behind[0]] if (behind := norm_behind_hooks(model, layer)) is not None else []
         both = torch.tensor([contrast.corrupt.tokens, contrast.clean.tokens], device=model.device)
         self.values: dict[str, Float[Tensor, "run position ..."]]
-        self.values, logits = values_at(model, both, names)
+        self.values, logits = _values_of_both(model, both, names)
         corrupt, clean = metric(logits, [contrast, contrast]).tolist()
         self.metric, self.predicted = (clean, corrupt), int(logits[1, -1].argmax())
         self.parallel = [
@@ -80,6 +82,17 @@ class Ends:
                     f"{model.name}: the MLP of block {layer} is not a function of the stream at one position (off by "
                     f"{gap:.2g}): paths cannot be traced through {model.bridge.cfg.architecture}"
                 )
+
+
+def _values_of_both(
+    model: Model, both: Int[Tensor, "run position"], names: list[str]
+) -> tuple[dict[str, Float[Tensor, "run position ..."]], Tensor]:
+    """Run both prompts at once, or one after the other where there is no memory for that."""
+    runs = [found for _, found in in_pieces(2, 2, lambda piece: values_at(model, both[piece], names))]
+    if len(runs) == 1:
+        return runs[0]
+    (first, said), (second, also) = runs
+    return {name: torch.cat([first.pop(name), second.pop(name)]) for name in list(first)}, torch.cat([said, also])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +125,7 @@ class Line:
     Attributes:
         ends: the two runs.
         nodes: how many nodes there are.
-        turns: the nodes that are taken at once, one turn after the other.
-        bytes: of the graph of one block's attention in one turn.
+        at_once: how many are taken in one turn.
         half: gigabytes, half of what a trace may hold: graphs of blocks, and what is carried back, have one half each.
 
     Raises:
@@ -125,13 +137,46 @@ class Line:
         points, weights = np.polynomial.legendre.leggauss(nodes)
         self.alpha = torch.tensor((points + 1) / 2, device=model.device).to(model.dtype)
         self.weight = torch.tensor(weights / 2, device=model.device).to(model.dtype)
-        node = Shape.of(model).attention_bytes(len(contrast.clean))
+        self._node_bytes = Shape.of(model).attention_bytes(len(contrast.clean))
         self.half = Shape.of(model).trace_room(len(contrast.clean)) / 2
-        at_once = min(nodes, fit(node, memory_gb=self.half))
-        self.turns = tuple(slice(start, min(start + at_once, nodes)) for start in range(0, nodes, at_once))
-        self.bytes = node * at_once
+        self.at_once = min(nodes, fit(self._node_bytes, memory_gb=self.half))
         self._most_kept = fit(self.bytes, memory_gb=self.half)
-        self._kept: dict[tuple[int, int], AttentionGraph] = {}
+        self._kept: dict[tuple[int, int, int], AttentionGraph] = {}
+
+    @property
+    def bytes(self) -> int:
+        """What the graph of one block's attention takes in one turn."""
+        return self._node_bytes * self.at_once
+
+    def over_turns(self, run: Callable[[slice], Tensor]) -> Tensor:
+        """Add up what `run` gives for the nodes of all turns, one turn after the other.
+
+        Where memory runs out, first the graphs of other blocks go and are not kept any more; then half as many nodes
+        are taken at once, here and later.
+
+        Args:
+            run: given the nodes of a turn. It must not mind being begun again.
+
+        Raises:
+            NoMemoryError: there is not memory enough for one node.
+        """
+
+        pieces = in_pieces(self.nodes, self.at_once, partial(self._turn, run))
+        return reduce(torch.add, (found for _, found in pieces))
+
+    def _turn(self, run: Callable[[slice], Tensor], turn: slice) -> Tensor:
+        alone = not self._kept
+        try:
+            return run(turn)
+        except (MemoryError, RuntimeError, NoMemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self._kept.clear()
+            self._most_kept = 1
+            if alone:
+                self.at_once = max(1, (turn.stop - turn.start) // 2)
+                raise
+        return self._turn(run, turn)  # now that the error is gone, with all that it held on to
 
     def between(self, name: str, turn: slice) -> Float[Tensor, "node ..."]:
         """Return the points on the line at a hook, those of one turn."""
@@ -150,7 +195,7 @@ class Line:
 
     def attention(self, layer: int, turn: slice) -> AttentionGraph:
         """Return a block's graph: made when it is first asked for, kept while there is room for it."""
-        key = layer, turn.start
+        key = layer, turn.start, turn.stop
         found = self._kept.pop(key, None)
         if found is None:
             while len(self._kept) >= self._most_kept:

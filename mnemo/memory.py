@@ -51,11 +51,16 @@ def memory_budget(gb: float | None) -> Generator[None]:
     It decides how much is run at once, never the result. A single prompt is always run, whatever it takes.
 
     Raises:
-        MnemoError: not a positive number.
+        MnemoError: not a positive number, or more than any machine has.
+        NoMemoryError: memory ran out inside, where there was nothing to be halved.
     """
     token = _BUDGET.set(checked_budget(gb))
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise NoMemoryError(first_line(error)) from None  # or what the error holds on to would stay
     finally:
         _BUDGET.reset(token)
 

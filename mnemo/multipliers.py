@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -226,9 +226,8 @@ class Multipliers:
         return self._positionwise(norm_behind(self._model, "attention", layer), hooks[0], positions, gradients)
 
     def _over_nodes(self, layer: int, run: Callable[[AttentionGraph], Tensor]) -> Tensor:
-        """Add up what a block's attention gives at all nodes, in turns; one graph is gone before the next is made."""
-        line = self._line
-        return reduce(torch.add, (run(line.attention(layer, turn)) for turn in line.turns))
+        """Add up what a block's attention gives at all nodes, in turns."""
+        return self._line.over_turns(lambda turn: run(self._line.attention(layer, turn)))
 
     # ---- all paths at once
 
@@ -308,7 +307,7 @@ class Multipliers:
             found = torch.autograd.grad(said, stream, line.weight[turn].to(said.dtype))[0]
             return found[:, -1].to(_at_least_float(model.dtype)).sum(0)
 
-        return reduce(torch.add, map(gradient, line.turns))
+        return line.over_turns(gradient)
 
     def _deltas(self) -> Float[Tensor, "writer position d"]:
         model, values, precision = self._model, self._ends.values, _at_least_float(self._model.dtype)
@@ -346,7 +345,7 @@ class Multipliers:
             ]
             return torch.einsum("n,anpd->apd", line.weight[turn], torch.stack(moved)).to(heads.dtype)
 
-        return reduce(torch.add, map(ahead, line.turns))
+        return line.over_turns(ahead)
 
     def _check_sum(self) -> None:
         """What the writers add up to is the last stream; else the model cannot be taken apart like this."""

@@ -258,7 +258,7 @@ def trace(
         memory_gb: see `mnemo.extract`.
 
     Raises:
-        MnemoError: no such cue, no contrast, or a model that cannot be taken apart, in one line.
+        MnemoError: no such cue, no contrast, a model that cannot be taken apart, or too little memory, in one line.
     """
     if not 1 <= top <= 10_000:
         raise MnemoError(f"top={top} paths asked for; it must be between 1 and 10000")
@@ -344,8 +344,9 @@ def top_path(model: Model, contrast: Contrast) -> TracedPath:
     Raises:
         MnemoError: as `trace` does, or nothing flows.
     """
-    multipliers = Multipliers(model, contrast, nodes=TOP_NODES)
-    found = strongest_paths(multipliers, top=1)
+    with memory_budget(None):
+        multipliers = Multipliers(model, contrast, nodes=TOP_NODES)
+        found = strongest_paths(multipliers, top=1)
     if not found:
         raise MnemoError(f"no path of {contrast.fact.fact_id!r} carries anything")
     return _traced_path(found[0], model.tokens.pieces(contrast.clean.tokens), multipliers.total)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from mnemo.cli import main
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
@@ -108,6 +110,15 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, tmp_path):
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_anywhere_is_one_line_and_exit_code_2(monkeypatch, capsys):
+    monkeypatch.setattr("mnemo.cli.app", lambda **_: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mnemo: out of memory (") and len(said.splitlines()) == 1
 
 
 def test_importing_mnemo_loads_no_heavy_library():

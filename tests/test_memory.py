@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import mnemo
 from mnemo.errors import MnemoError
 from mnemo.line import Line
-from mnemo.memory import MEMORY_GB, Shape, checked_budget, fit, in_pieces, memory_budget
+from mnemo.memory import MEMORY_GB, NoMemoryError, Shape, checked_budget, fit, in_pieces, memory_budget
 from mnemo.model import load
 from mnemo.patching import ask, read_stream
+from mnemo.tracing import top_path
 from tests.tiny_models import tiny_contrasts, tiny_model, tiny_tokenizer
 
 
@@ -110,6 +111,44 @@ def test_a_trace_is_the_same_within_any_budget(family):
     assert [path.text for path in tight.paths] == [path.text for path in free.paths]
 
 
+@pytest.mark.parametrize("rows", [3, 1])  # nodes that fit at once; with one, not even both prompts do
+def test_a_trace_goes_on_with_fewer_nodes_where_memory_runs_out(model, rows):
+    pair = tiny_contrasts(model)[0]
+    free, best = mnemo.trace(model, pair, top=10), top_path(model, pair)
+    with room_for(model, rows):
+        short, again = mnemo.trace(model, pair, top=10), top_path(model, pair)
+        line = Line(model, pair, nodes=8)
+        line.over_turns(lambda turn: line.attention(0, turn).z.sum())
+    np.testing.assert_allclose(short.streams, free.streams, atol=1e-4)
+    assert [path.text for path in short.paths] == [path.text for path in free.paths]
+    assert (again.text, line.at_once) == (best.text, {3: 2, 1: 1}[rows])
+
+
+def test_a_trace_gives_up_the_graphs_of_other_blocks_before_it_takes_fewer_nodes(model):
+    line = Line(model, tiny_contrasts(model)[0], nodes=4)
+    whole = [line.over_turns(lambda turn, layer=layer: line.attention(layer, turn).z.sum()) for layer in (0, 1)]
+
+    def crowded(turn: slice) -> torch.Tensor:
+        if len(line._kept) > 1:
+            torch.empty(2**60, dtype=torch.uint8)
+        return line.attention(1, turn).z.sum()
+
+    torch.testing.assert_close(line.over_turns(crowded), whole[1])
+    assert line.at_once == 4
+
+
+def test_no_memory_for_a_trace_is_one_line(model):
+    pair = tiny_contrasts(model)[0]
+    with room_for(model, 0):
+        for run in (lambda: mnemo.trace(model, pair), lambda: top_path(model, pair)):
+            with pytest.raises(NoMemoryError, match=r"out of memory \(.*\): give a smaller --memory-gb"):
+                run()
+    with pytest.raises(NoMemoryError), memory_budget(None):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="size"), memory_budget(None):
+        torch.dot(torch.ones(2), torch.ones(3))
+
+
 @pytest.mark.parametrize(("room", "sizes"), [(100, [8]), (8, [8]), (3.5, [3, 3, 2]), (1, [1] * 8), (0.1, [1] * 8)])
 def test_nodes_are_taken_in_as_few_turns_as_the_budget_allows(model, room, sizes):
     pair = tiny_contrasts(model)[0]
@@ -117,8 +156,15 @@ def test_nodes_are_taken_in_as_few_turns_as_the_budget_allows(model, room, sizes
     each = shape.attention_bytes(length)
     with memory_budget((2 * room * each + shape.written_bytes(length)) / 1e9):
         line = Line(model, pair, nodes=8)
-    assert [turn.stop - turn.start for turn in line.turns] == sizes
-    assert torch.cat([line.alpha[turn] for turn in line.turns]).equal(line.alpha)
+    turns: list[slice] = []
+
+    def add_up(turn: slice) -> torch.Tensor:
+        turns.append(turn)
+        return line.weight[turn].sum()
+
+    assert float(line.over_turns(add_up)) == pytest.approx(1)
+    assert [turn.stop - turn.start for turn in turns] == sizes
+    assert torch.cat([line.alpha[turn] for turn in turns]).equal(line.alpha)
     assert line.bytes == max(sizes) * each <= max(1, room) * each
 
 
