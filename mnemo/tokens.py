@@ -120,7 +120,7 @@ class PromptTokenizer:
         spans = self._without_prepended_space(text, body_ids, spans)
         return Encoding((*front, *body_ids), (*((0, 0),) * len(front), *spans))
 
-    def _spelled(self, text: str, **options: bool) -> Any:
+    def _spelled(self, text: str, **options: Any) -> Any:
         # tokenizers raises a plain Exception for a word without an id where no unk token is defined, and panics where
         # a pattern backtracks too far or a template names a token that it does not define.
         what = f"the tokenizer cannot spell {shown(text)}"
