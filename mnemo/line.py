@@ -160,7 +160,6 @@ class Line:
         Raises:
             NoMemoryError: there is not memory enough for one node.
         """
-
         pieces = in_pieces(self.nodes, self.at_once, partial(self._turn, run))
         return reduce(torch.add, (found for _, found in pieces))
 

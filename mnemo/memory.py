@@ -60,7 +60,7 @@ def memory_budget(gb: float | None) -> Generator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise NoMemoryError(first_line(error)) from None  # or what the error holds on to would stay
+        raise NoMemoryError(first_line(error)) from error
     finally:
         _BUDGET.reset(token)
 
