@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # float32 (not every device has more), so float64 cannot ask for its own precision.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _SPELLINGS = ("decode VA== is T", "The quick brown fox, 1987.", " naïve café\n  x = y_2")
+_OWN_WORDS = 64
 _WITHOUT_HOOKS = "remove its hooks (model.bridge.reset_hooks(including_permanent=True))"
 
 
@@ -108,7 +109,7 @@ def _run_probe(model: Model) -> tuple[Float[Tensor, "pos vocab"], dict[str, Tens
 
 def _check_round_trip(model: Model) -> None:
     """Text -> tokens -> text -> the same tokens; spaces may come and go."""
-    for text in [*_SPELLINGS, _from_vocabulary(model.tokens)]:
+    for text in [*_SPELLINGS, *_from_vocabulary(model.tokens)]:
         try:
             ids = model.tokens.encode(text).ids
         except MnemoError:  # a small vocabulary cannot spell everything
@@ -126,17 +127,21 @@ def _check_round_trip(model: Model) -> None:
             "encoded again (0 may): give the tokenizer that the model was trained with, with its decoder"
         )
     raise ModelCheckError(
-        f"{model.name}: its tokenizer spells none of {len(_SPELLINGS)} sample texts, nor 8 words of its own "
-        "vocabulary: give the tokenizer that the model was trained with"
+        f"{model.name}: its tokenizer spells none of {len(_SPELLINGS)} sample texts, nor any of {_OWN_WORDS} words of "
+        "its own vocabulary: give the tokenizer that the model was trained with"
     )
 
 
-def _from_vocabulary(tokens: PromptTokenizer) -> str:
-    """A text of up to 8 words that a tokenizer for a made-up language should know."""
+def _from_vocabulary(tokens: PromptTokenizer) -> Iterator[str]:
+    """Texts that a tokenizer for a made-up language should know: words of its own, with a space before or without.
+
+    Some of its tokens may never stand alone (a piece of a code that only comes before another).
+    """
     special = set(tokens.hf.all_special_ids)
     ids = sorted(id_ for id_ in tokens.hf.get_vocab().values() if id_ not in special)
-    words = (tokens.decode([id_]).strip() for id_ in ids[:: max(1, len(ids) // 8)][:8])
-    return " ".join(word for word in words if word)
+    for id_ in ids[:: max(1, len(ids) // _OWN_WORDS)][:_OWN_WORDS]:
+        if word := tokens.decode([id_]).strip():
+            yield from (word, f" {word}")
 
 
 def _check_blocks(model: Model, seen: dict[str, Tensor]) -> None:
