@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, FactSet, Task
-from mnemo.patching import ask
-from mnemo.prompts import Prompt, question_and_answer
+from mnemo.patching import ask, next_logprobs
+from mnemo.prompts import AnswerToken, Prompt, question_and_answer
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -27,7 +28,8 @@ class Recalled:
         answers: answer tokens; the first one where an answer takes several.
         whole: whether the answer is that one token.
         predicted: the model's first choice.
-        probability: of the answer; NaN where the model gives no finite one.
+        goes_on: whether the other tokens of an answer are the model's first choices too, each after those before it.
+        probability: of the answer token; NaN where the model gives no finite one.
     """
 
     facts: tuple[Fact, ...]
@@ -35,12 +37,13 @@ class Recalled:
     answers: Int[Tensor, " fact"]
     whole: Bool[Tensor, " fact"]
     predicted: Int[Tensor, " fact"]
+    goes_on: Bool[Tensor, " fact"]
     probability: Float[Tensor, " fact"]
 
     @property
     def recalled(self) -> Bool[Tensor, " fact"]:
-        """Whether the answer is the first choice."""
-        return (self.predicted == self.answers) & self.probability.isfinite()
+        """Whether the answer, all of it, is the first choice."""
+        return (self.predicted == self.answers) & self.goes_on & self.probability.isfinite()
 
     def only(self, rows: Int[Tensor, " row"]) -> Recalled:
         """Return the same about some of the facts."""
@@ -50,6 +53,7 @@ class Recalled:
             self.answers[rows],
             self.whole[rows],
             self.predicted[rows],
+            self.goes_on[rows],
             self.probability[rows],
         )
 
@@ -71,5 +75,24 @@ def gate(model: Model, task: Task, facts: FactSet) -> Recalled:
         )
     return Recalled(
         tuple(facts), prompts, answers, torch.tensor([token.whole for token in tokens]), said.top,
-        said.logprob[:, 0].exp(),
+        _goes_on(model, facts, prompts, tokens), said.logprob[:, 0].exp(),
     )  # fmt: skip
+
+
+def _goes_on(
+    model: Model, facts: FactSet, prompts: Sequence[Prompt], answers: Sequence[AnswerToken]
+) -> Bool[Tensor, " fact"]:
+    """Whether the model chooses every further token of answers that take several."""
+    begun: list[Prompt] = []
+    wanted: list[tuple[int, int]] = []  # fact and token
+    for i, (fact, prompt, answer) in enumerate(zip(facts, prompts, answers, strict=True)):
+        if not answer.whole:
+            ids = tuple(model.tokens.continuation(prompt.text, fact.answer))
+            begun += [replace(prompt, tokens=prompt.tokens + ids[:k]) for k in range(1, len(ids))]
+            wanted += [(i, token) for token in ids[1:]]
+    goes_on = torch.ones(len(prompts), dtype=torch.bool)
+    for rows, said in next_logprobs(model, begun):
+        for row, top in zip(rows.tolist(), said.argmax(-1).tolist(), strict=True):
+            fact, token = wanted[row]
+            goes_on[fact] &= top == token
+    return goes_on
