@@ -18,9 +18,10 @@ from torch import Tensor
 
 from mnemo.concept_vectors import ConceptTable, agrees
 from mnemo.concepts import read_cues
+from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
 from mnemo.patching import next_logprobs
-from mnemo.prompts import Prompt, render
+from mnemo.prompts import Prompt, TemplateError, render
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -53,7 +54,8 @@ def entailment(
     """Do other questions about the cue get its concept's answers?
 
     Returns:
-        `entailment`, the share of the task's probes that the cue and its concept answer alike, and
+        `entailment`, the share of the task's probes that the cue and its concept answer alike (those that the tokenizer
+        can put to both; NaN where there is none), and
         `entailment_control`, the same with the other concepts that give the same answer to `concept_recall`, averaged
         (NaN where there is none): a cue that only shares its answer with a concept does not get above it.
     """
@@ -64,23 +66,44 @@ def entailment(
     about = _answers(model, task, table.phrases)
     rows = []
     for i, concept in enumerate(concepts.tolist()):
-        alike = (about == cues[i]).float().mean(1)  # [concept]
+        asked = (about >= 0) & (cues[i] >= 0)
+        alike = ((about == cues[i]) & asked).sum(1) / asked.sum(1)  # [concept]; NaN where nothing could be asked
         rivals = (table.answers == table.answers[concept]) & (torch.arange(len(table)) != concept)
         own = alike[concept].item() if concept >= 0 else np.nan
-        control = alike[rivals].mean().item() if concept >= 0 and rivals.any() else np.nan
+        control = alike[rivals].nanmean().item() if concept >= 0 and rivals.any() else np.nan
         rows.append((own, control))
     return pd.DataFrame(rows, columns=["entailment", "entailment_control"])
 
 
 def probe_prompts(model: Model, task: Task, fillers: Sequence[str]) -> list[Prompt]:
-    """Return the task's probes about each cue or phrase, all of the first filler's first."""
+    """Return the task's probes about each cue or phrase that the tokenizer can put in, all of the first one's first."""
+    return [prompt for prompt in _probes(model, task, fillers) if prompt is not None]
+
+
+def _probes(model: Model, task: Task, fillers: Sequence[str]) -> list[Prompt | None]:
+    """Every probe about every filler; None where the tokenizer cannot spell the filler there.
+
+    Raises:
+        InputError: a probe itself cannot be used.
+    """
+
+    def rendered(probe: str, filler: str) -> Prompt | None:
+        try:
+            return render(probe, filler, model.tokens)
+        except TemplateError:
+            raise
+        except MnemoError:
+            return None
+
     with task.blaming("probes"):
-        return [render(probe, filler, model.tokens) for filler in fillers for probe in task.probes]
+        return [rendered(probe, filler) for filler in fillers for probe in task.probes]
 
 
 def _answers(model: Model, task: Task, fillers: Sequence[str]) -> Int[Tensor, "filler probe"]:
-    prompts = probe_prompts(model, task, fillers)
-    top = torch.empty(len(prompts), dtype=torch.long)
-    for rows, said in next_logprobs(model, prompts):
-        top[rows] = said.argmax(-1)
+    """The token that each probe about each filler is answered with; -1 where it could not be asked."""
+    probes = _probes(model, task, fillers)
+    asked = [i for i, prompt in enumerate(probes) if prompt is not None]
+    top = torch.full((len(probes),), -1)
+    for rows, said in next_logprobs(model, [prompt for prompt in probes if prompt is not None]):
+        top[torch.tensor(asked)[rows]] = said.argmax(-1)
     return top.view(len(fillers), len(task.probes))
