@@ -406,6 +406,6 @@ def _whole(readings: Sequence[Reading], lexicon: Sequence[Phrase]) -> list[Readi
 
 
 def _is_a_concept(text: str, fact: Fact) -> bool:
-    """Whether a phrase says something, and neither the cue nor, as words of its own, the answer."""
-    said, answer = text.casefold(), fact.answer.strip().casefold()
-    return bool(said) and fact.cue.strip().casefold() not in said and f" {answer} " not in f" {said} "
+    """Whether a phrase says something, and neither the cue nor the answer as words of its own."""
+    said = f" {text.casefold()} "
+    return bool(text) and not any(f" {own.strip().casefold()} " in said for own in (fact.cue, fact.answer))

@@ -9,7 +9,7 @@ import statistics
 import pytest
 import torch
 
-from mnemo.concepts import FLOOR, NULL_STATES, Bank, Reader, chance, read_cues
+from mnemo.concepts import FLOOR, NULL_STATES, Bank, Reader, _is_a_concept, chance, read_cues
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
 from mnemo.model import Model, load
@@ -148,6 +148,15 @@ def test_neither_cue_nor_answer_is_a_concept(model, reader, states):
     fact = Fact(fact_id="x", cue="ZZ", answer=said)
     again = reader.read(states[:1], layer=LAYER, facts=[fact])[0]
     assert said.casefold() not in {r.phrase.casefold() for r in again}
+
+
+@pytest.mark.parametrize(
+    ("cue", "text", "concept"),
+    [("VA", "value added tax", True), ("he", "the big one", True), ("7", "7 seas", False), ("rm", "farm yard", True),
+     ("VA==", "VA==", False), ("value added", "value added tax", False), ("x", "tax on t", False), ("x", "", False)],
+)  # fmt: skip
+def test_a_cue_is_no_concept_as_words_of_its_own_and_may_be_part_of_one(cue, text, concept):
+    assert _is_a_concept(text, Fact(fact_id="x", cue=cue, answer="T")) is concept
 
 
 def test_phrases_that_cannot_be_spelled_are_left_out_and_no_template_is_refused(model):
