@@ -44,7 +44,7 @@ def baselines(study: Study, *, seed: int = 0) -> pd.DataFrame:
     model, site = study.model, study.waypoint.site
     prompts = [study.prompt(fact_id) for fact_id in table["fact_id"]]
     streams = read_stream(model, prompts, [site.position])[:, :, 0]
-    known = ask_concepts(model, study.task.concept_recall, table["concept"])
+    known = ask_concepts(model, study.task.concept_recall, table["concept"], as_after=prompts[0])
     rank = {phrase: i for i, phrase in enumerate(known.phrases)}
     concepts = torch.tensor([rank.get(phrase, -1) for phrase in table["concept"]])
     answers = ask(model, prompts, torch.zeros(len(prompts), 1, dtype=torch.long)).top

@@ -35,7 +35,8 @@ class ConceptTable:
     Attributes:
         phrases: their texts.
         prompts: `concept_recall` about each.
-        answers: the model's own answer token for each: the prediction for a swap, made beforehand.
+        answers: the model's own answer for each, as the token that says it in a recall prompt: the prediction for a
+            swap, made beforehand.
         confidence: its probability.
     """
 
@@ -48,13 +49,17 @@ class ConceptTable:
         return len(self.phrases)
 
 
-def ask_concepts(model: Model, template: str, phrases: Iterable[str]) -> ConceptTable:
+def ask_concepts(
+    model: Model, template: str, phrases: Iterable[str], *, as_after: Prompt | None = None
+) -> ConceptTable:
     """Ask the model about every phrase; phrases that its tokenizer cannot spell are left out.
 
     Args:
         model: the model.
         template: the task's `concept_recall`.
         phrases: what to ask about; each is asked once.
+        as_after: a recall prompt. Where it does not end as the template does (one in a quote, one not), the same answer
+            may be another token after it.
 
     Raises:
         TemplateError: the template itself cannot be used.
@@ -71,7 +76,18 @@ def ask_concepts(model: Model, template: str, phrases: Iterable[str]) -> Concept
     confidence = torch.empty(len(prompts))
     for rows, said in next_logprobs(model, list(prompts.values())):
         confidence[rows], answers[rows] = said.exp().max(-1)
+    if as_after is not None and any(prompt.text[-1:] != as_after.text[-1:] for prompt in prompts.values()):
+        spelling = {token: _as_after(as_after, token, model) for token in set(answers.tolist())}
+        answers = torch.tensor([spelling[token] for token in answers.tolist()])
     return ConceptTable(tuple(prompts), tuple(prompts.values()), answers, confidence)
+
+
+def _as_after(prompt: Prompt, token: int, model: Model) -> int:
+    """The token that says after a prompt what another token says elsewhere; that one itself if nothing else does."""
+    try:
+        return model.tokens.continuation(prompt.text, model.tokens.decode([token]).strip())[0]
+    except MnemoError:
+        return token
 
 
 def agrees(answers: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], table: ConceptTable) -> Bool[Tensor, " fact"]:

@@ -75,10 +75,11 @@ def study_concepts(study: Study, *, also: Sequence[str] = ()) -> StudyConcepts:
     facts = study.table[study.table["recalled"]].reset_index(drop=True)
     phrases = [phrase if isinstance(phrase, str) else None for phrase in facts["concept"]]
     wanted = [*(phrase for phrase in phrases if phrase), *also]
-    table = ask_concepts(study.model, study.task.concept_recall, wanted)
+    tokens = study.model.tokens
+    recall = render(study.task.recall, facts["cue"].iloc[0], tokens)
+    table = ask_concepts(study.model, study.task.concept_recall, wanted, as_after=recall)
     rank = {phrase: i for i, phrase in enumerate(table.phrases)}
     concepts = torch.tensor([rank.get(phrase or "", -1) for phrase in phrases])
-    tokens = study.model.tokens
     answers = torch.tensor(
         [
             answer_token(render(study.task.recall, cue, tokens), answer, tokens).id
