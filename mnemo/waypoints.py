@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,12 @@ from mnemo.verdict import MOVED, UNTOUCHED, weigh
 if TYPE_CHECKING:
     from mnemo.model import Model
 
-CANDIDATES = 12  # sites tried by intervention
+CANDIDATES = 12  # sites tried by intervention, before the search between them
 LEAST_SHARE = 0.2  # of the effect that must pass through a candidate
+POSITIONS, PATCHED = 8, 96  # at most so many positions, and sites in all, at which the whole state is patched
 SAMPLE = 128  # facts that candidates are tried on
 TARGETS = 6
+SEEN = 3  # facts that must be moved by swaps, where the mean over all facts does not show it, to say that swaps work
 # Upstream of the waypoint swaps also move facts that merely have their concept there (idle ones); downstream the
 # concept is partly used up. So a site counts while its swaps have this share of the best score (the rest of the facts
 # it is tried on may all be of the first sort), and among those the last one that is about as clear as the clearest.
@@ -35,7 +37,9 @@ TARGETS = 6
 # the clearest of them counts; the last of the clearest, where they differ by chance alone (ALIKE).
 STILL_WORKS, AS_CLEAR, SAME_FACTS, ALIKE = 0.5, 0.9, 0.98, 0.98
 
-_COLUMNS = ["layer", "position", "share", "swap", "control", "leakage", "sufficiency", "score", "decided", "legible"]
+_COLUMNS = [
+    "layer", "position", "share", "swap", "control", "leakage", "sufficiency", "score", "moved", "decided", "legible",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Waypoint:
         site: where.
         candidates: a row for each site tried: `layer`, `position`, `share` (of metric(clean) - metric(corrupt) lost
             when the whole state is set to its corrupt value), `swap`, `control`, `leakage`, `sufficiency`, `score`;
-            `decided`, 1 where every fact's strength is 0 or 1 and 0 where all are 0.5; `legible`, the probability per
-            token of the evoked concept read from the state (NaN without a reader).
+            `moved`, how many facts swaps move; `decided`, 1 where every fact's strength is 0 or 1 and 0 where all are
+            0.5; `legible`, the probability per token of the evoked concept read from the state (NaN without a reader).
         states: the residual stream of every fact at the site.
     """
 
@@ -57,9 +61,17 @@ class Waypoint:
 
     @property
     def swaps_work(self) -> bool:
-        """Whether concept swaps were seen to work here, the positive control for facts that they do not move."""
-        score = self.candidates.loc[self.candidates["chosen"], "score"].astype(float).item()
-        return score >= UNTOUCHED
+        """Whether concept swaps were seen to work here, the positive control for facts that they do not move.
+
+        They were if they work on the average fact, or on a few facts: mnemonics may be rare.
+        """
+        (chosen,) = self.candidates[self.candidates["chosen"]].to_dict("records")
+        return float(chosen["score"]) >= UNTOUCHED or float(chosen["moved"]) >= SEEN
+
+    @property
+    def tried(self) -> int:
+        """At how many sites swaps could be tried; 1 at the least."""
+        return max(1, int(self.candidates["swap"].notna().sum()))
 
 
 def sites_at(model: Model, position: int) -> list[Site]:
@@ -71,44 +83,73 @@ def sites_at(model: Model, position: int) -> list[Site]:
 
 
 def candidate_sites(
-    model: Model, contrasts: Sequence[Contrast], scores: xr.Dataset, *, most: int = CANDIDATES
+    model: Model, contrasts: Sequence[Contrast], scores: xr.Dataset, *, most: int = CANDIDATES, seed: int = 0
 ) -> dict[Site, float]:
-    """Return the sites from the cue's last token on through which much of the effect passes, with its share.
+    """Return sites from the cue's last token on through which much of the effect passes, with its share.
 
-    Attribution proposes (its scores are linear estimates), exact patching of the whole state decides.
+    Attribution says at which positions to look (its scores are linear estimates), exact patching of the whole state
+    decides. Where there are too many sites, they are spread evenly over the layers, up to the last one through which
+    the effect of the cue still passes: it passes whole through every early layer.
 
     Args:
         model: the model.
         contrasts: one for each fact.
         scores: their attribution, from `attribute_nodes`.
-        most: how many sites to return at the most, those with the largest shares.
+        most: how many sites to return at the most.
+        seed: draws the facts that are patched, where there are many.
     """
     cue_last = min(c.clean.last - len(c.clean) for c in contrasts)
     effect = scores["metric_clean"] - scores["metric_corrupt"]
     share = (scores["residual"].mean("fact") / effect.mean("fact")).sel(position=slice(cue_last, -1))
-    proposed = share.stack(site=("stream_layer", "position")).dropna("site")
-    proposed = proposed[np.argsort(-np.abs(proposed.values), kind="stable")][: 4 * most]
-    sample = list(contrasts[:SAMPLE])
-    exact = {
-        site: _share_through(model, sample, site)
-        for site in sorted(Site(int(layer), int(position)) for layer, position in proposed.site.values)
-        if site in sites_at(model, site.position)
-    }
+    largest = abs(share).max("stream_layer")
+    order = sorted(range(cue_last, 0), key=lambda at: -float(largest.sel(position=at).fillna(0)))
+    positions = sorted(order[:POSITIONS])
+    proposed = [site for at in positions for site in _spread(sites_at(model, at), PATCHED // len(positions))]
+    drawn = np.random.default_rng(seed).permutation(len(contrasts))[:SAMPLE]
+    exact = _shares_through(model, [contrasts[i] for i in sorted(drawn.tolist())], proposed)
     strong = {site: value for site, value in exact.items() if value >= LEAST_SHARE} or exact
-    return dict(sorted(strong.items(), key=lambda pair: -pair[1])[:most])
+    chosen = {site: strong[site] for site in _spread_over_positions(strong, most)}
+    return dict(sorted(chosen.items(), key=lambda pair: -pair[1]))
 
 
-def _share_through(model: Model, contrasts: Sequence[Contrast], site: Site) -> float:
+def _spread_over_positions(sites: Mapping[Site, float], most: int) -> list[Site]:
+    """Choose sites evenly over layers: three in four at the position through which most passes, and so on."""
+    by_position: dict[int, list[Site]] = {}
+    for site in sorted(sites):
+        by_position.setdefault(site.position, []).append(site)
+    chosen: list[Site] = []
+    # (The last position comes last: the answer gathers there, and it counts only if no site before it is clear.)
+    for position in sorted(by_position, key=lambda at: (at == -1, -max(sites[site] for site in by_position[at]))):
+        left = most - len(chosen)
+        chosen += _spread(by_position[position], -(-3 * left // 4))
+    return chosen
+
+
+def _spread(sites: Sequence[Site], most: int) -> list[Site]:
+    """Choose at most so many of some sites, evenly spread, the last one among them."""
+    if len(sites) <= most:
+        return list(sites)
+    return [sites[-1 - round(i * len(sites) / most)] for i in range(most)][::-1]
+
+
+def _shares_through(model: Model, contrasts: Sequence[Contrast], sites: Sequence[Site]) -> dict[Site, float]:
+    """The share of metric(clean) - metric(corrupt) that is lost when the whole state at a site is the corrupt one."""
     asked = torch.tensor([(c.answer.id, c.contrast_answer.id) for c in contrasts])
     clean, corrupt = [c.clean for c in contrasts], [c.corrupt for c in contrasts]
+    positions = sorted({site.position for site in sites})
+    streams = read_stream(model, corrupt, positions)
 
     def difference(prompts: Sequence[Prompt], patch: Patch | None = None) -> float:
         said = ask(model, prompts, asked, patch=patch).logprob
         return float((said[:, 0] - said[:, 1]).mean())
 
-    states = read_stream(model, corrupt, [site.position])[:, site.layer, 0]
-    before = difference(clean)
-    return (before - difference(clean, Patch(site, states))) / (before - difference(corrupt))
+    before, after = difference(clean), difference(corrupt)
+
+    def share(site: Site) -> float:
+        states = streams[:, site.layer, positions.index(site.position)]
+        return (before - difference(clean, Patch(site, states))) / (before - after)
+
+    return {site: share(site) for site in sites}
 
 
 def find_waypoint(
@@ -117,17 +158,17 @@ def find_waypoint(
     answers: Int[Tensor, " fact"],
     *,
     sites: dict[Site, float],
-    table: ConceptTable,
-    concepts: Mapping[Site, Int[Tensor, " fact"]],
+    evoked_at: Callable[[Site], tuple[ConceptTable, Int[Tensor, " fact"]]],
     reader: ReadsConcepts | None = None,
     seed: int,
     sample: int = SAMPLE,
 ) -> Waypoint:
-    """Try concept swaps at every candidate site and return the clearest of the last clear ones at which they work.
+    """Try concept swaps at candidate sites and return the clearest of the last clear ones at which they work.
 
     A site is clear where swaps either work on a fact or do not, and where its concept can be read. The last ones are
     the last of all and those before it at which the same facts are moved. Sites at the last position count only if
-    none before it is clear: the answer gathers there, and vectors of states that hold it move other facts too.
+    none before it is clear: the answer gathers there, and vectors of states that hold it move other facts too. In deep
+    models candidates are some layers apart; then the layers between the one found and the next are searched by halves.
 
     The facts it is tried on are those that may go through their concept as far as behaviour tells: the concept, asked
     by itself, gives the fact's answer.
@@ -137,51 +178,65 @@ def find_waypoint(
         prompts: recall prompts of the facts.
         answers: the answer tokens that the model gives.
         sites: candidates with the share of the effect that passes through each.
-        table: the concepts of the study.
-        concepts: for each site the concept that each fact is said to evoke there, -1 for none.
+        evoked_at: says for a site which concepts there are, and which of them each fact evokes, -1 for none.
         reader: reads the concepts from the states, where the task allows it.
         seed: decides targets and random directions.
         sample: number of facts to try on.
     """
     positions = sorted({site.position for site in sites})
     streams = read_stream(model, prompts, positions)
-    found = []
+    found: list[dict[str, float]] = []
     moved: dict[Site, Float[Tensor, " fact"]] = {}
-    for site, share in sites.items():
-        states = streams[:, site.layer, positions.index(site.position)]
-        agree = agrees(answers, concepts[site], table)
-        contributes = torch.where(agree, concepts[site], -1)
+
+    def attempt(site: Site, share: float) -> None:
+        row: dict[str, float] = {"layer": site.layer, "position": site.position, "share": share}
+        found.append(row)
+        states, (table, concepts) = streams[:, site.layer, positions.index(site.position)], evoked_at(site)
+        agree = agrees(answers, concepts, table)
+        contributes = torch.where(agree, concepts, -1)
         support = torch.bincount(contributes[agree], minlength=len(table))
         # Whole groups of cues, those of the best-supported concepts first, make better vectors than scattered facts.
         rows = agree.nonzero()[:, 0]
         rows = rows[torch.argsort(support[contributes[rows]], descending=True, stable=True)][:sample]
-        row = {"layer": site.layer, "position": site.position, "share": share}
-        if len(rows):
-            evoked = contributes[rows]
-            targets = choose_targets(
-                table, support, answers=answers[rows], concepts=evoked, n_targets=TARGETS, seed=seed
-            )
-            vectors = concept_vectors(model, table, states, contributes, site=site)
-            tested = TestedFacts(model, prompts, rows, answers[rows], evoked, table, vectors)
-            evidence = weigh(run_trials(tested, targets, seed=seed), torch.ones(len(rows)))
-            moved[site] = torch.full((len(prompts),), torch.nan)
-            moved[site][rows] = torch.tensor(evidence["strength"].to_numpy() > MOVED).float()
-            phrases = [table.phrases[c] for c in evoked.tolist()]
-            row |= {
-                "swap": evidence["swap_success"].mean(),
-                "control": evidence["swap_control"].mean(),
-                "leakage": evidence["leakage"].mean(),
-                "sufficiency": evidence["sufficiency"].mean(),
-                # A state that holds the answer itself is no waypoint, however well a swap of it works.
-                "score": (evidence["strength"] * (1 - evidence["leakage"].fillna(0))).mean(),
-                "decided": 1 - (4 * evidence["strength"] * (1 - evidence["strength"])).mean(),
-                "legible": _legible(reader, phrases, states[rows], layer=site.layer),
-            }
-        found.append(row)
-    candidates = pd.DataFrame(found, columns=_COLUMNS)
-    site = choose_site(candidates, moved)
+        if not len(rows):
+            return
+        evoked = contributes[rows]
+        targets = choose_targets(table, support, answers=answers[rows], concepts=evoked, n_targets=TARGETS, seed=seed)
+        vectors = concept_vectors(model, table, states, contributes, site=site)
+        tested = TestedFacts(model, prompts, rows, answers[rows], evoked, table, vectors)
+        evidence = weigh(run_trials(tested, targets, seed=seed), torch.ones(len(rows)))
+        moved[site] = torch.full((len(prompts),), torch.nan)
+        moved[site][rows] = torch.tensor(evidence["strength"].to_numpy() > MOVED).float()
+        # A state that holds the answer itself is no waypoint, however well a swap of it works.
+        not_leaked = evidence["strength"] * (1 - evidence["leakage"].fillna(0))
+        row |= {
+            "swap": evidence["swap_success"].mean(),
+            "control": evidence["swap_control"].mean(),
+            "leakage": evidence["leakage"].mean(),
+            "sufficiency": evidence["sufficiency"].mean(),
+            "score": not_leaked.mean(),
+            "moved": (not_leaked > MOVED).sum(),
+            "decided": 1 - (4 * evidence["strength"] * (1 - evidence["strength"])).mean(),
+            "legible": _legible(reader, [table.phrases[c] for c in evoked.tolist()], states[rows], layer=site.layer),
+        }
+
+    for site, share in sites.items():
+        attempt(site, share)
+    while True:
+        candidates = pd.DataFrame(found, columns=_COLUMNS)
+        site = choose_site(candidates, moved)
+        if (halfway := _halfway(model, site, candidates)) is None:
+            break
+        attempt(halfway, float("nan"))
     candidates["chosen"] = (candidates["layer"] == site.layer) & (candidates["position"] == site.position)
     return Waypoint(site, candidates, streams[:, site.layer, positions.index(site.position)])
+
+
+def _halfway(model: Model, site: Site, candidates: pd.DataFrame) -> Site | None:
+    """Return the site halfway between one and the next that was tried at its position; None where they are adjacent."""
+    tried = set(candidates.loc[candidates["position"] == site.position, "layer"].astype(int))
+    above = min((layer for layer in tried if layer > site.layer), default=model.n_layers)
+    return Site((site.layer + above) // 2, site.position) if above - site.layer > 1 else None
 
 
 def choose_site(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " fact"]]) -> Site:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mnemo.patching import Site
-from mnemo.waypoints import choose_site
+from mnemo.waypoints import Waypoint, _spread_over_positions, choose_site
 
 ALL, HALF = torch.ones(100), torch.tensor([1.0, 0.0]).repeat(50)
 
@@ -57,3 +60,31 @@ def test_where_nothing_works_the_site_that_carries_most_is_shown():
          "legible": np.nan}
     )  # fmt: skip
     assert choose_site(table, {}) == Site(2, -2)
+
+
+@pytest.mark.parametrize(
+    ("score", "moved", "works"),
+    [(0.9, 90, True), (0.1, 3, True), (0.1, 2, False), (0.3, 1, True), (np.nan, np.nan, False)],
+)
+def test_swaps_work_where_they_work_on_the_average_fact_or_on_a_few(score, moved, works):
+    chosen = {"layer": 2, "position": -2, "share": 1.0, "swap": score, "score": score, "moved": moved, "chosen": True}
+    other = {**chosen, "layer": 1, "score": 0.0, "moved": 50, "chosen": False}
+    waypoint = Waypoint(Site(2, -2), pd.DataFrame([chosen, other]), torch.zeros(1, 1))
+    assert waypoint.swaps_work is works and waypoint.tried == (2 if np.isfinite(score) else 1)
+
+
+@given(n=st.integers(1, 40), most=st.integers(1, 20))
+def test_candidates_are_spread_evenly_up_to_the_last_layer(n, most):
+    sites = {Site(layer, -2): 1.0 for layer in range(1, n + 1)}
+    layers = [site.layer for site in _spread_over_positions(sites, most)]
+    assert layers == sorted(set(layers)) and layers[-1] == n and len(layers) == min(n, -(-3 * most // 4))
+    gaps = np.diff([0, *layers])
+    assert len(layers) == n or gaps[1:].max(initial=1) - gaps[1:].min(initial=n) <= 1
+
+
+def test_positions_before_the_last_come_first():
+    sites = {
+        Site(layer, position): share for position, share in ((-3, 0.5), (-2, 0.4), (-1, 1.0)) for layer in range(1, 9)
+    }
+    taken = [site.position for site in _spread_over_positions(sites, 12)]
+    assert taken == [-3] * 8 + [-2] * 3 + [-1]
