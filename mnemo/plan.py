@@ -29,9 +29,9 @@ from mnemo.prompts import question_and_answer, render
 from mnemo.study import QUICK, Effort
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
-from mnemo.trials import RANDOM_PER_TARGET, RIVALS, WITNESSES
+from mnemo.trials import LEAST, RIVALS, WITNESSES
 from mnemo.verdict import SORTS
-from mnemo.waypoints import SAMPLE, TARGETS
+from mnemo.waypoints import PATCHED, POSITIONS, SAMPLE, TARGETS
 
 PROCESS_GB = 0.55  # Python with torch, transformers and transformer-lens in it
 CHARACTERS_PER_TOKEN = 3  # where there is no tokenizer to ask
@@ -198,7 +198,7 @@ def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list
         ("recall", n, length, forward, batch),
         ("attribute", 4 * n, length, shape.backward_bytes(length), n),
         ("ask what cues stand for", n * read + REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
-        ("find candidate sites", 4 * sample * 4 * effort.sites, length, forward, batch),
+        ("find candidate sites", sample * min(PATCHED, POSITIONS * shape.layers), length, forward, batch),
         ("compare sites", effort.sites * (tried + 2 * n), length, forward, batch),
         ("read concepts", (n + NULL_STATES) * read + 2 * REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
         ("intervene", n * (_trials(effort.targets) + _dosed(effort)), length, forward, batch),
@@ -211,7 +211,7 @@ def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list
 
 def _trials(targets: int) -> int:
     """Return the runs that `mnemo.trials.run_trials` takes for one fact, at the most."""
-    return (6 + 2 * RANDOM_PER_TARGET) * targets + 7 + RIVALS * (1 + WITNESSES)
+    return (6 + 2 * LEAST) * targets + 7 + RIVALS * (1 + WITNESSES)
 
 
 def _dosed(effort: Effort) -> int:

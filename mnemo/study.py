@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -42,8 +42,8 @@ from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
 from mnemo.tables import write_csv
 from mnemo.tracing import top_path
-from mnemo.trials import TestedFacts, run_dosed_swaps, run_trials
-from mnemo.verdict import judge, unsettled, weigh, weigh_doses, with_doses
+from mnemo.trials import TestedFacts, directions_beside, run_dosed_swaps, run_trials, smallest_p
+from mnemo.verdict import FALSE_DISCOVERIES, SORTS, judge, unsettled, weigh, weigh_doses, with_doses
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ class _Extraction:
         read["concept_p"] = chance(
             reader, waypoint.states, readings, layer=waypoint.site.layer, facts=recalled.facts, seed=self.seed
         )
-        table, concepts = self._concepts([best[0].phrase if best else None for best in readings])
+        table, concepts = self._concepts([best[0].phrase if best else None for best in readings], recalled)
         if not (concepts >= 0).any():
             why = "no concept could be read at the waypoint" if self.task.concept_recall else _CANNOT_PREDICT
             notes.append(f"{why}: nothing was tested")
@@ -296,7 +296,8 @@ class _Extraction:
                 said, notes, record, contrasts=contrasts, attributions=attributions, waypoint=waypoint,
                 readings=readings, evidence=read,
             )  # fmt: skip
-        evidence = self._intervene(recalled, table, concepts, waypoint, parts)
+        evidence, more = self._intervene(recalled, table, concepts, waypoint, parts)
+        notes += more
         evidence = evidence.join(self._behaviour(recalled, evoked))
         evidence = evidence.join(entailment(self.model, self.task, recalled.facts, concepts, table))
         if self.edit:
@@ -309,7 +310,7 @@ class _Extraction:
                 "no concept swap was seen to work at any site, so a fact that swaps do not move is unsure, not rote: "
                 "check what was read (concept, concept_score) and the templates"
             )
-        evidence = judge(evidence, swaps_work=waypoint.swaps_work).join(read)
+        evidence = judge(evidence, swaps_work=waypoint.swaps_work, sites=waypoint.tried).join(read)
         return self._study(
             said, notes, record, contrasts=contrasts, attributions=attributions, waypoint=waypoint, readings=readings,
             evidence=evidence,
@@ -319,7 +320,7 @@ class _Extraction:
         """What the model says each cue stands for, and whether that agrees with the fact."""
         if self.task.verbalise is None:
             return pd.DataFrame({"evoked": None, "evoked_answer": None, "agreement": float("nan")}, range(len(evoked)))
-        asked, concepts = self._concepts(evoked)
+        asked, concepts = self._concepts(evoked, recalled)
         said = [
             self.model.tokens.decode([int(asked.answers[c])]).strip() if c >= 0 else None for c in concepts.tolist()
         ]
@@ -334,11 +335,11 @@ class _Extraction:
         left = len(facts) - len(found)
         return found, [f"{left} recalled facts have no contrast of equal length: not attributed"] if left else []
 
-    def _concepts(self, phrases: Sequence[str | None]) -> tuple[ConceptTable, Int[Tensor, " fact"]]:
+    def _concepts(self, phrases: Sequence[str | None], recalled: Recalled) -> tuple[ConceptTable, Int[Tensor, " fact"]]:
         """The table of all phrases that the model can be asked about, and each fact's row in it (-1 for none)."""
         asked = [phrase for phrase in phrases if phrase] if self.task.concept_recall else []
         with self.task.blaming("concept_recall"):
-            table = ask_concepts(self.model, self.task.concept_recall or "", asked)
+            table = ask_concepts(self.model, self.task.concept_recall or "", asked, as_after=recalled.prompts[0])
         rank = {phrase: i for i, phrase in enumerate(table.phrases)}
         return table, torch.tensor([rank.get(phrase or "", -1) for phrase in phrases])
 
@@ -351,43 +352,38 @@ class _Extraction:
         reader: ReadsConcepts,
     ) -> Waypoint:
         if attributions is not None:
-            sites = candidate_sites(self.model, contrasts, attributions, most=self.effort.sites)
+            sites = candidate_sites(self.model, contrasts, attributions, most=self.effort.sites, seed=self.seed)
         else:  # nothing says which layers matter: try them all at the cue's last token
             position = recalled.prompts[0].last - len(recalled.prompts[0])
             sites = dict.fromkeys(sites_at(self.model, position), float("nan"))
-        phrases = self._evoked_at(sites, recalled, evoked, reader)
-        table, _ = self._concepts([phrase for said in phrases.values() for phrase in said])
-        rank = {phrase: i for i, phrase in enumerate(table.phrases)}
-        concepts = {
-            site: torch.tensor([rank.get(phrase or "", -1) for phrase in said]) for site, said in phrases.items()
-        }
         return find_waypoint(
             self.model,
             recalled.prompts,
             recalled.answers,
             sites=sites,
-            table=table,
-            concepts=concepts,
+            evoked_at=self._evoked_at(recalled, evoked, reader),
             reader=reader,
             seed=self.seed,
             sample=self.effort.sample,
         )
 
     def _evoked_at(
-        self, sites: Iterable[Site], recalled: Recalled, evoked: Sequence[str | None], reader: ReadsConcepts
-    ) -> dict[Site, Sequence[str | None]]:
-        """The phrase that each fact is grouped under while sites are compared: what the cue is said to stand for.
+        self, recalled: Recalled, evoked: Sequence[str | None], reader: ReadsConcepts
+    ) -> Callable[[Site], tuple[ConceptTable, Int[Tensor, " fact"]]]:
+        """Say what facts are grouped under while sites are compared: what the cue is said to stand for.
 
         A task that cannot ask that has what is read at each site instead.
         """
         if self.task.verbalise is not None or not self.task.concept_recall:
-            return dict.fromkeys(sites, evoked)
-        found: dict[Site, Sequence[str | None]] = {}
-        for site in sites:
+            said = self._concepts(evoked, recalled)
+            return lambda site: said
+
+        def read(site: Site) -> tuple[ConceptTable, Int[Tensor, " fact"]]:
             states = read_stream(self.model, recalled.prompts, [site.position])[:, site.layer, 0]
             readings = reader.read(states, layer=site.layer, facts=recalled.facts, seed=self.seed)
-            found[site] = [best[0].phrase if best else None for best in readings]
-        return found
+            return self._concepts([best[0].phrase if best else None for best in readings], recalled)
+
+        return read
 
     def _intervene(
         self,
@@ -396,7 +392,7 @@ class _Extraction:
         concepts: Int[Tensor, " fact"],
         waypoint: Waypoint,
         parts: Parts,
-    ) -> pd.DataFrame:
+    ) -> tuple[pd.DataFrame, list[str]]:
         agree = agrees(recalled.answers, concepts, table)
         contributes = torch.where(agree, concepts, -1)
         support = torch.bincount(concepts[agree], minlength=len(table))
@@ -405,6 +401,15 @@ class _Extraction:
         targets = choose_targets(
             table, support, answers=recalled.answers, concepts=concepts, n_targets=most, seed=self.seed
         )
+        fewest = int((targets[:, : self.effort.targets] >= 0).sum(1)[concepts >= 0].min())
+        tests = SORTS * (1 + len(self.effort.doses)) * waypoint.tried
+        random = directions_beside(fewest, tests=tests)
+        notes = []
+        if fewest and (least := tests * smallest_p(fewest, random)) >= FALSE_DISCOVERIES:
+            notes.append(
+                f"some facts can be swapped to {fewest} other concepts only, so that their p-values are at least "
+                f"{least:.2g} and they are never called mnemonic: add facts that evoke other concepts"
+            )
         found = []
         read = (concepts >= 0).nonzero()[:, 0]
         chunks = read.split(FACTS_PER_CHUNK)
@@ -412,22 +417,30 @@ class _Extraction:
             tested = TestedFacts(
                 self.model, recalled.prompts, rows, recalled.answers[rows], concepts[rows], table, vectors
             )
-            make = partial(self._evidence, tested, targets[rows], recalled.probability[rows])
+            make = partial(
+                self._evidence, tested, targets[rows], recalled.probability[rows], sites=waypoint.tried, random=random
+            )
             found.append(parts.get(f"trials-{k:05d}", make).set_axis(rows.tolist()))
         # A fact at which no concept was read has no evidence, and will be unsure.
-        return pd.concat(found).reindex(range(len(concepts)))
+        return pd.concat(found).reindex(range(len(concepts))), notes
 
     def _evidence(
-        self, tested: TestedFacts, targets: Int[Tensor, "fact target"], recall: Float[Tensor, " fact"]
+        self,
+        tested: TestedFacts,
+        targets: Int[Tensor, "fact target"],
+        recall: Float[Tensor, " fact"],
+        *,
+        sites: int,
+        random: int,
     ) -> pd.DataFrame:
         """What trials of some facts say, with a second look, at several doses, at those that they do not settle."""
-        evidence = weigh(run_trials(tested, targets[:, : self.effort.targets], seed=self.seed), recall)
+        evidence = weigh(run_trials(tested, targets[:, : self.effort.targets], seed=self.seed, random=random), recall)
         if not (doses := self.effort.doses):
             return evidence
-        rows = torch.tensor(unsettled(evidence, tests=1 + len(doses))).nonzero()[:, 0]
+        rows = torch.tensor(unsettled(evidence, tests=sites * (1 + len(doses)))).nonzero()[:, 0]
         others = targets[rows, : self.effort.dosed_targets]
-        dosed = weigh_doses(run_dosed_swaps(tested.only(rows), others, doses=doses, seed=self.seed))
-        return with_doses(evidence, dosed.set_axis(rows.tolist()), doses=len(doses))
+        again = run_dosed_swaps(tested.only(rows), others, doses=doses, seed=self.seed, random=max(1, random // 2))
+        return with_doses(evidence, weigh_doses(again).set_axis(rows.tolist()), doses=len(doses))
 
     def _edit(
         self,

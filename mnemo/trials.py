@@ -6,6 +6,7 @@ probabilities are of a single token at the last position.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -21,7 +22,9 @@ from mnemo.prompts import Prompt
 if TYPE_CHECKING:
     from mnemo.model import Model
 
-RANDOM_PER_TARGET = 2  # random directions beside each swap
+# Random directions beside each swap: so many that a fact which every swap moves, and no direction, is beyond chance
+# (UNLIKELY), after all tests are paid for. Where targets are few, that takes more of them; more than MOST never.
+LEAST, MOST, UNLIKELY = 2, 64, 0.02
 RIVALS = 4  # other concepts with the same answer, at the most, that a fact is swapped to
 WITNESSES = 4  # facts of other concepts swapped to each of those, to see whether that works at all
 
@@ -112,7 +115,22 @@ class DosedSwaps:
     sufficient_control: dict[float, Float[Tensor, " fact"]]
 
 
-def run_trials(tested: TestedFacts, targets: Int[Tensor, "fact target"], *, seed: int) -> Trials:
+def directions_beside(targets: int, *, tests: int) -> int:
+    """Return how many random directions stand beside each swap of a fact to so many targets.
+
+    Args:
+        targets: how many.
+        tests: by how many the p-value will be multiplied.
+    """
+    return next((n for n in range(LEAST, MOST) if tests * smallest_p(targets, n) < UNLIKELY), MOST)
+
+
+def smallest_p(targets: int, random: int) -> float:
+    """Return the p-value (Fisher) where every swap succeeds, and none of so many directions beside each does."""
+    return 1 / math.comb(targets * (1 + random), targets)
+
+
+def run_trials(tested: TestedFacts, targets: Int[Tensor, "fact target"], *, seed: int, random: int = LEAST) -> Trials:
     """Swap, replace and remove the concept of each fact.
 
     Args:
@@ -120,12 +138,13 @@ def run_trials(tested: TestedFacts, targets: Int[Tensor, "fact target"], *, seed
         targets: concepts to swap each to, -1 for none.
         seed: draws the random directions. Each fact has a stream of its own, so that what it gets does not depend on
             the facts that are tested with it.
+        random: how many of them beside each swap.
     """
     pairs = _Pairs.of(targets, tested.table)
     draw = _Draws.of(tested.facts, seed)
     own, everyone = tested.own, torch.arange(len(tested.facts))
-    by_cues = tested.swap(pairs, tested.between(pairs), draw, random=RANDOM_PER_TARGET)
-    by_prompts = tested.swap(pairs, tested.between_prompts(pairs), draw, random=RANDOM_PER_TARGET)
+    by_cues = tested.swap(pairs, tested.between(pairs), draw, random=random)
+    by_prompts = tested.swap(pairs, tested.between_prompts(pairs), draw, random=random)
     sufficient, sufficient_control = tested.suffice(targets)
     noise = as_long(draw.normal(everyone, own.shape[1]), own)
     swap_effect, cue_effect = _effects(tested, pairs, by_cues)
@@ -149,15 +168,15 @@ def run_trials(tested: TestedFacts, targets: Int[Tensor, "fact target"], *, seed
 
 
 def run_dosed_swaps(
-    tested: TestedFacts, targets: Int[Tensor, "fact target"], *, doses: Sequence[float], seed: int
+    tested: TestedFacts, targets: Int[Tensor, "fact target"], *, doses: Sequence[float], seed: int, random: int = 1
 ) -> DosedSwaps:
-    """Swap each fact at several doses, with a random direction of the same norm beside each swap.
+    """Swap each fact at several doses, with random directions of the same norm beside each swap.
 
     A fact may hold its concept in another amount than the contexts that its vector is made of. The swap of dose 1 then
     takes out more than is there, or leaves some of it behind.
 
     Args:
-        tested, targets, seed: as for `run_trials`.
+        tested, targets, seed, random: as for `run_trials`.
         doses: multiples of the vectors that it adds.
     """
     pairs = _Pairs.of(targets, tested.table)
@@ -166,8 +185,8 @@ def run_dosed_swaps(
     sufficient = {dose: tested.suffice(targets, dose=dose) for dose in doses}
     return DosedSwaps(
         predicted=pairs.table(pairs.wanted, empty=-1),
-        by_cues={dose: tested.swap(pairs, dose * step, draw, random=1) for dose in doses},
-        by_prompts={dose: tested.swap(pairs, dose * prompt_step, draw, random=1) for dose in doses},
+        by_cues={dose: tested.swap(pairs, dose * step, draw, random=random) for dose in doses},
+        by_prompts={dose: tested.swap(pairs, dose * prompt_step, draw, random=random) for dose in doses},
         sufficient={dose: mine for dose, (mine, _) in sufficient.items()},
         sufficient_control={dose: other for dose, (_, other) in sufficient.items()},
     )

@@ -251,9 +251,11 @@ def _carried(evidence: pd.DataFrame, cues: tuple[str, str], prompts: tuple[str, 
     return (moved[0] | moved[1]) & (evidence[suffices] - evidence[f"{suffices}_control"] > MOVED)
 
 
-def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
+def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) -> pd.DataFrame:
     """Return the evidence with a `q_value` (Benjamini and Hochberg 1995, over all facts judged), a `score` (the
     probability, by its strength, that a fact is recalled through its concept) and a `verdict`.
+
+    The site was chosen on facts that are now judged, so `p_value` is multiplied by the number of sites tried.
 
     mnemonic: swaps move the answer as predicted, with vectors from cues or from the concepts' own prompts, the concept
     suffices for it, and vectors from prompts do move it (the second hop is the one that the concept's prompt uses);
@@ -273,20 +275,22 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True) -> pd.DataFrame:
         evidence: as `weigh` or `with_doses` gives it, with `edit_follows` where concepts were edited.
         swaps_work: whether swaps at this site were seen to move any facts. Without this positive control a swap that
             moves nothing may be one with a useless vector, and no fact is called rote.
+        sites: at how many sites swaps were tried.
     """
     judged = evidence.copy()
-    judged["score"] = calibrated(judged["strength"])
+    judged["score"] = calibrated(judged["strength"].fillna(0.0))  # no concept was read: none was seen to work
+    judged["p_value"] = np.minimum(1, judged["p_value"] * sites)
     known = judged["p_value"].notna()
     judged["q_value"] = np.nan
     if known.any():
         judged.loc[known, "q_value"] = stats.false_discovery_control(judged.loc[known, "p_value"])
-    through, same_hop = carried(judged), judged["prompt_swap"] > MOVED
+    through, same_hop = carried(judged), judged["prompt_swap"] - judged["prompt_control"] > MOVED
     swaps = judged[["swap_success", "prompt_swap"]]
     if "dose" in judged:
         at_dose = _carried(
             judged, ("dosed_swap", "dosed_control"), ("dosed_prompt_swap", "dosed_prompt_control"), "dosed_sufficiency"
         )
-        same_hop |= at_dose & (judged["dosed_prompt_swap"] > MOVED)
+        same_hop |= at_dose & (judged["dosed_prompt_swap"] - judged["dosed_prompt_control"] > MOVED)
         through |= at_dose
         swaps = swaps.join(judged[["dosed_swap", "dosed_prompt_swap"]])
     through &= judged["q_value"] < FALSE_DISCOVERIES

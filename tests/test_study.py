@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,10 +14,13 @@ import torch
 
 import mnemo.study
 from mnemo import plot
+from mnemo.behaviour import entailment
+from mnemo.concept_vectors import ask_concepts
 from mnemo.editing import EditConfig
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.forwards import counted_forwards
+from mnemo.gate import gate
 from mnemo.model import load
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.folder import write_folder
@@ -130,6 +135,71 @@ def test_where_another_route_carries_the_answer_idle_facts_are_not_pushed_over(t
     kinds = table["fact_id"].map({fact.fact_id: fact.kind for fact in world.facts})
     assert not table.loc[kinds != "mnemonic", "verdict"].isin(["mnemonic", "shared-intermediate"]).any()
     assert table.loc[kinds == "mnemonic", "mediated_fraction"].mean() == pytest.approx(0.25, abs=0.1)
+
+
+def deepened(model: Any, *, at: int, blocks: int) -> Any:
+    """Put blocks that write nothing before a block of a GPT-2."""
+    idle = copy.deepcopy(model.transformer.h[0])
+    for part in (idle.attn.c_proj, idle.mlp.c_proj):
+        part.weight.data.zero_()
+        part.bias.data.zero_()
+    found = [*model.transformer.h[:at], *(copy.deepcopy(idle) for _ in range(blocks)), *model.transformer.h[at:]]
+    for layer, block in enumerate(found):
+        block.attn.layer_idx = layer
+    model.transformer.h = torch.nn.ModuleList(found)
+    model.config.n_layer = len(found)
+    return model
+
+
+def test_in_a_deep_model_the_one_layer_at_which_the_concept_stands_is_found(world, tmp_path):
+    """The effect of the cue passes whole through every layer before it, more of them than there are candidates."""
+    model, tokenizer = compile_organism(world)
+    write_folder(tmp_path, world, deepened(model, at=1, blocks=7), tokenizer, name="deep")
+    found = extract(tmp_path, quick=True, progress=False)
+    assert found.waypoint is not None and found.waypoint.site == Site(WAYPOINT + 7, -2)
+    assert found.waypoint.tried < 10  # of eleven layers at two positions
+    assert [found[fact.fact_id]["verdict"] == "mnemonic" for fact in world.facts] == [
+        fact.kind == "mnemonic" for fact in world.facts
+    ]
+
+
+def test_few_concepts_get_more_random_directions_and_rare_mnemonics_show_that_swaps_work(folder, study, world):
+    """Three concepts, and of each one mnemonic fact among idle ones."""
+    kept: list[str] = []
+    phrases = sorted({fact.concept.phrase for fact in world.of_kind("idle") if fact.concept})[:4]
+    for phrase in phrases:
+        mine = [fact for fact in world.facts if fact.concept and fact.concept.phrase == phrase]
+        kept += [fact.fact_id for fact in mine if fact.kind == "idle"]
+        kept += [fact.fact_id for fact in mine if fact.kind == "mnemonic"][:2]
+    kept += [fact.fact_id for fact in world.of_kind("rote")]
+    some = study.task.load_facts().subset(kept)
+    found = extract(folder, model=study.model, facts=some, progress=False)
+    kinds = {fact.fact_id: fact.kind for fact in world.facts}
+    for fact_id, verdict in found.table.set_index("fact_id")["verdict"].items():
+        assert verdict == ("mnemonic" if kinds[str(fact_id)] == "mnemonic" else "rote"), fact_id
+
+
+def test_an_answer_of_several_tokens_is_recalled_only_if_all_of_it_is(study, world):
+    planted = world.of_kind("mnemonic")[0]
+    assert planted.concept is not None
+    words = planted.concept.phrase.split()
+    answers = (planted.concept.phrase, " ".join([words[0], *words[:0:-1]]), words[1])
+    facts = tuple(Fact(fact_id=str(i), cue=planted.cue, answer=answer) for i, answer in enumerate(answers))
+    asked = study.task.model_copy(update={"recall": study.task.verbalise})
+    said = gate(study.model, asked, FactSet(facts=facts))
+    assert said.whole.tolist() == [False, False, True] and said.recalled.tolist() == [True, False, False]
+    assert (said.predicted[0] == said.answers[:2]).all()  # the second one begins as the model does
+
+
+def test_a_probe_that_cannot_be_put_to_a_phrase_costs_that_answer_alone(study, world):
+    """At the start of a prompt this tokenizer spells cues and no phrase."""
+    facts = list(study.task.load_facts())[:4]
+    table = ask_concepts(study.model, study.task.concept_recall, [concept.phrase for concept in world.concepts])
+    both = study.task.model_copy(update={"probes": (study.task.probes[0], "{} is")})
+    first = study.task.model_copy(update={"probes": study.task.probes[:1]})
+    concepts = torch.tensor([0, 1, 2, -1])
+    mixed, alone = (entailment(study.model, task, facts, concepts, table) for task in (both, first))
+    pd.testing.assert_frame_equal(mixed, alone)
 
 
 def test_where_paths_are_few_the_clearest_facts_have_them_and_a_fault_costs_one_fact(folder, monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mnemo.trials import DosedSwaps, Swaps, Trials
+from mnemo.trials import LEAST, MOST, UNLIKELY, DosedSwaps, Swaps, Trials, directions_beside, smallest_p
 from mnemo.verdict import carried, judge, unsettled, weigh, weigh_doses, with_doses
 
 ANSWER, OTHER = 5, 9
@@ -259,6 +259,35 @@ def test_q_values_are_benjamini_hochberg_over_the_facts_that_have_a_p_value():
     p = table["p_value"][:2].to_numpy()
     np.testing.assert_allclose(judged["q_value"][:2], [min(2 * p[0], p[1]), p[1]])
     assert np.isnan(judged["q_value"][2])
+
+
+def test_every_fact_pays_for_the_sites_that_were_tried():
+    table = pd.concat([evidence(hits=8), evidence(hits=5)], ignore_index=True)
+    p = table["p_value"].to_numpy()
+    assert judge(table, sites=3)["p_value"].tolist() == pytest.approx(3 * p)
+    assert judge(table, sites=40)["verdict"].tolist() == ["mnemonic", "unsure"]
+    assert judge(table, sites=10**9)["p_value"].tolist() == [1, 1]
+
+
+def test_a_second_hop_counts_above_what_random_directions_do_to_it():
+    """Vectors from prompts move 5 of 8, and so do 2 of 16 directions as long: 0.625 - 0.125 is no more than half."""
+    row = evidence(hits=8, prompt_hits=5).assign(prompt_control=[0.125])
+    assert judge(row)["verdict"][0] == "shared-intermediate"
+    assert judge(row.assign(prompt_control=[0.0]))["verdict"][0] == "mnemonic"
+
+
+def test_a_fact_at_which_no_concept_was_read_is_scored_as_one_that_nothing_moves():
+    rows = pd.concat([evidence(hits=0), evidence(hits=8) * np.nan], ignore_index=True)
+    judged = judge(rows)
+    assert judged["score"][1] == judged["score"][0] and judged["verdict"][1] == "unsure"
+
+
+@given(targets=st.integers(1, 20), tests=st.integers(1, 200))
+def test_there_are_as_many_random_directions_as_the_tests_take(targets, tests):
+    n = directions_beside(targets, tests=tests)
+    least = tests * stats.fisher_exact([[targets, 0], [0, n * targets]], alternative="greater").pvalue
+    assert least < UNLIKELY or n == MOST
+    assert n == LEAST or tests * smallest_p(targets, n - 1) >= UNLIKELY
 
 
 def test_the_score_is_a_probability_that_grows_with_the_strength():
