@@ -215,8 +215,8 @@ def _doubts(study: Study, through: pd.DataFrame) -> list[str]:
         doubts.append(f"{share:.0%} of the facts are unsure: counts of the other verdicts are lower bounds.")
     return [
         *doubts,
-        "The place where concepts are swapped was chosen on facts that are then judged, and q-values do not count "
-        "that choice.",
+        "The place where concepts are swapped was chosen on facts that are then judged. q-values pay for that, scores "
+        "and intervals do not.",
         "A concept vector carries its answer with it. Where other questions do not follow the concept (look-alikes), a "
         "swap that works may have moved the answer alone.",
         "Rote means: not through the concept read here, at this place. A route through another concept, or around "

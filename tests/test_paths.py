@@ -310,8 +310,14 @@ def test_contrasts_that_compare_nothing_are_refused():
     same = Contrast(pair.fact, pair.corrupt_fact, pair.clean, pair.corrupt, pair.answer, pair.answer)
     with pytest.raises(MnemoError, match="nothing to explain"):
         averaged_multipliers(model, same)
+    unlike = next(a for a, b in zip(pair.clean.tokens, pair.corrupt.tokens, strict=True) if a != b)
+    embedding = next(model.bridge.parameters())
     with torch.no_grad():
-        next(model.bridge.parameters()).fill_(float("nan"))
+        embedding[unlike] = float("nan")  # which the clean prompt alone has
+    with pytest.raises(MnemoError, match="not finite"):
+        averaged_multipliers(model, pair)
+    with torch.no_grad():
+        embedding.fill_(float("nan"))
     with pytest.raises(MnemoError, match="not finite"):
         averaged_multipliers(model, pair)
 
