@@ -291,8 +291,8 @@ def tables(out: Path) -> str:
 
 def _verdict_table(cards: dict[str, dict[str, Any]]) -> str:
     header = [
-        "organism", *(f"AUROC {kind}" for kind in NEGATIVES), "balanced accuracy", "concept exact", "waypoint",
-        *(f"called: {kind}" for kind in NEGATIVES), "swap", "random", "mediated", "calibration", "seconds",
+        "organism", *(f"AUROC {kind}" for kind in NEGATIVES), "balanced accuracy", "strict", "concept exact",
+        "waypoint", *(f"called: {kind}" for kind in NEGATIVES), "swap", "random", "mediated", "calibration", "seconds",
     ]  # fmt: skip
     lines = []
     columns: list[list[float | None]] = []
@@ -304,6 +304,7 @@ def _verdict_table(cards: dict[str, dict[str, Any]]) -> str:
         cells: list[tuple[dict[str, float | None], float | None, bool]] = [
             *((card["auroc"][kind]["score"], case.auroc if case.full else None, True) for kind in NEGATIVES),
             (card["balanced_accuracy"], 0.97 if case.full else None, True),
+            (card.get("strict_accuracy", {}), None, True),
             (card["concept_exact"], case.exact, True),
             ({"value": float(card["waypoint_right"]) if planted else None}, 0.95 if case.full else None, True),
             *((card["false_positives"][kind], case.false_positives, False) for kind in NEGATIVES),
@@ -314,7 +315,7 @@ def _verdict_table(cards: dict[str, dict[str, Any]]) -> str:
             ({"value": card["seconds"]}, SECONDS, False),
         ]
         lines.append([name, *(_cell(*cell) for cell in cells)])
-        columns.append([entry["value"] for entry, *_ in cells])
+        columns.append([entry.get("value") for entry, *_ in cells])
     lines.append(["median", *(_cell({"value": _median(column)}) for column in zip(*columns, strict=True))])
     return markdown(header, lines)
 

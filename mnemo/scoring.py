@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mnemo.errors import InputError
 from mnemo.facts import FactSet, Task
@@ -102,7 +102,9 @@ def score(
     """Score verdicts against the truth; facts that the model does not recall are left out and counted.
 
     Intervals are 95% percentile intervals over resamples of whole concepts (facts without a concept are resampled
-    one by one), because facts of one concept succeed or fail together.
+    one by one), because facts of one concept succeed or fail together. `balanced_accuracy` counts a negative that is
+    called unsure as rejected and either tier through a concept as found; `strict_accuracy` takes *rote* for negatives
+    and *mnemonic* for mnemonics alone.
 
     Args:
         table: the verdicts, as in `Study.table`.
@@ -114,11 +116,14 @@ def score(
     facts = merged[merged["recalled"]].reset_index(drop=True)
     resamples = _Resamples.of(facts, seed)
     kind = facts["kind"].to_numpy()
-    called = facts["verdict"].isin(THROUGH_A_CONCEPT).to_numpy()
+    verdict = facts["verdict"].to_numpy()
+    called = np.isin(verdict, THROUGH_A_CONCEPT)
     planted = (facts["concept_planted"] != "").to_numpy()
     exact = (facts["concept"] == facts["concept_planted"]).to_numpy()
     found = resamples.mean(called, kind == "mnemonic")
     rejected = resamples.mean(~called, np.isin(kind, NEGATIVES))
+    mnemonic = resamples.mean(verdict == "mnemonic", kind == "mnemonic")
+    rote = resamples.mean(verdict == "rote", np.isin(kind, NEGATIVES))
     return {
         "facts": len(merged),
         "recalled": {k: _mean(merged.loc[merged["kind"] == k, "recalled"]) for k in KINDS},
@@ -129,10 +134,12 @@ def score(
             }
             for k in NEGATIVES
         },
-        "concept_exact": _interval(resamples.mean(exact, planted)),
+        "concept_exact": resamples.proportion(exact, planted),
         "verdicts": pd.crosstab(facts["kind"], facts["verdict"]).to_dict("index"),
         "balanced_accuracy": _interval((found + rejected) / 2),
-        "false_positives": {k: _interval(resamples.mean(called, kind == k)) for k in NEGATIVES},
+        "strict_accuracy": _interval((mnemonic + rote) / 2),
+        "unsure": {k: resamples.proportion(verdict == "unsure", kind == k) for k in KINDS},
+        "false_positives": {k: resamples.proportion(called, kind == k) for k in NEGATIVES},
         "swap": {
             k: {
                 column: _interval(resamples.mean(_numbers(facts, column), kind == k))
@@ -152,7 +159,7 @@ def score(
 
 def calibration_error(scores: np.ndarray, truth: np.ndarray) -> float:
     """Return the expected calibration error of probabilities against what is true (Naeini et al. 2015)."""
-    facts = _Resamples(np.ones((1, len(scores))))
+    facts = _Resamples(np.ones((1, len(scores))), np.arange(len(scores)))
     return float(facts.calibration_error(scores, truth.astype(float), np.ones(len(scores), bool))[0])
 
 
@@ -169,17 +176,18 @@ class _Resamples:
     """
 
     weights: Float[np.ndarray, "resample fact"]
+    cluster: Int[np.ndarray, " fact"]  # what is resampled together
 
     @classmethod
     def of(cls, facts: pd.DataFrame, seed: int) -> _Resamples:
         """Resample whole concepts, and facts without a concept one by one."""
         if facts.empty:
-            return cls(np.ones((1 + RESAMPLES, 0)))
+            return cls(np.ones((1 + RESAMPLES, 0)), np.empty(0, int))
         alone = facts["concept_planted"] == ""
         _, cluster = np.unique(facts["concept_planted"].where(~alone, facts["fact_id"]), return_inverse=True)
         n = int(cluster.max()) + 1
         drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-        return cls(np.vstack([np.ones(len(facts)), drawn[:, cluster]]))
+        return cls(np.vstack([np.ones(len(facts)), drawn[:, cluster]]), cluster)
 
     def mean(self, values: np.ndarray, rows: np.ndarray) -> Float[np.ndarray, " resample"]:
         """Mean of the finite values in some rows."""
@@ -187,6 +195,18 @@ class _Resamples:
         rows = rows & np.isfinite(values)
         weights = self.weights[:, rows]
         return _divide(weights @ values[rows], weights.sum(1))
+
+    def proportion(self, values: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
+        """Share of some rows and its interval.
+
+        Where it is 0 or 1, resampling cannot say how far from that the truth may be. The exact binomial interval does
+        (Clopper and Pearson 1934), over concepts.
+        """
+        found = _interval(self.mean(values, rows))
+        if found["value"] in (0.0, 1.0):
+            beyond = 1 - 0.025 ** (1 / len(np.unique(self.cluster[rows])))
+            found |= {"high": beyond} if found["value"] == 0.0 else {"low": 1 - beyond}
+        return found
 
     def auroc(self, values: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> Float[np.ndarray, " resample"]:
         """Probability that a positive ranks above a negative, ties counting half (Mann and Whitney 1947)."""

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from mnemo.errors import InputError
 from mnemo.facts import Fact, FactSet
@@ -19,7 +20,7 @@ FACTS = FactSet(facts=tuple(Fact(fact_id=f"f{i}", cue=f"c{i}", answer="T") for i
 def test_auroc_counts_pairs(positive, negative):
     values = np.array([*positive, *negative], float)
     is_positive = np.arange(len(values)) < len(positive)
-    found = _Resamples(np.ones((1, len(values)))).auroc(values, is_positive, ~is_positive)[0]
+    found = _Resamples(np.ones((1, len(values))), np.arange(len(values))).auroc(values, is_positive, ~is_positive)[0]
     pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
     assert found == pytest.approx(np.mean(pairs))
 
@@ -27,9 +28,9 @@ def test_auroc_counts_pairs(positive, negative):
 def test_weights_count_as_copies_do():
     values, positive = np.array([0.1, 0.5, 0.5, 0.9]), np.array([False, True, False, True])
     weights = np.array([2.0, 1.0, 3.0, 2.0])
-    once = _Resamples(weights[None])
+    once = _Resamples(weights[None], np.arange(4))
     copies = np.repeat(np.arange(4), weights.astype(int))
-    many = _Resamples(np.ones((1, len(copies))))
+    many = _Resamples(np.ones((1, len(copies))), np.arange(len(copies)))
     everyone = np.ones(4, bool)
     for weighted, copied in (
         (once.auroc(values, positive, ~positive), many.auroc(values[copies], positive[copies], ~positive[copies])),
@@ -80,6 +81,25 @@ def test_perfect_verdicts_score_perfectly_and_an_uninformative_ranker_does_not()
     assert metrics["balanced_accuracy"]["value"] == 1
     assert metrics["concept_exact"]["value"] == 1
     assert metrics["calibration_error"]["value"] == pytest.approx(0.05)
+
+
+def test_none_of_a_few_may_still_be_some_of_many():
+    """Resampling a share of 0 or 1 gives it again; the exact interval over concepts does not."""
+    metrics = score(*verdicts(PERFECT))
+    for kind in ("idle", "decoy", "rote"):  # of five concepts, or five facts without one
+        expected = stats.binomtest(0, 5).proportion_ci(method="exact")
+        assert metrics["false_positives"][kind] == pytest.approx({"value": 0, "low": 0, "high": expected.high})
+    expected = stats.binomtest(5, 5).proportion_ci(method="exact")  # ten mnemonic, idle and decoy facts share these
+    assert metrics["concept_exact"]["value"] == 1 and metrics["concept_exact"]["high"] == 1
+    assert metrics["concept_exact"]["low"] == pytest.approx(expected.low)
+
+
+def test_strict_accuracy_takes_no_unsure_for_an_answer():
+    rows = [("mnemonic", 0.9, "mnemonic", "a")] * 3 + [("mnemonic", 0.9, "shared-intermediate", "b")]
+    rows += [("idle", 0.1, "rote", "c")] * 3 + [("idle", 0.1, "unsure", "d")]
+    metrics = score(*verdicts(rows))
+    assert metrics["balanced_accuracy"]["value"] == 1 and metrics["strict_accuracy"]["value"] == 0.75
+    assert metrics["unsure"]["idle"]["value"] == 0.25 and metrics["unsure"]["mnemonic"]["value"] == 0
 
 
 def test_intervals_are_wider_when_facts_of_one_concept_stand_or_fall_together():
