@@ -322,7 +322,7 @@ class Task(Record):
             InputError: with file, row and key: no such file, not TOML, or a key that `Task` refuses.
         """
         path = Path(path)
-        file = path / "task.toml" if path.is_dir() else path
+        file = path / "task.toml" if is_folder(path) else path
         return read_record(cls, file)
 
     def write(self, folder: str | Path) -> None:

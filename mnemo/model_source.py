@@ -19,7 +19,7 @@ from mnemo.errors import InputError, MnemoError
 from mnemo.facts import is_hub_name
 from mnemo.libraries import first_line, in_one_line, without_panic_reports
 from mnemo.model_checks import check_spelling
-from mnemo.textfiles import read_json
+from mnemo.textfiles import check_place, read_json
 from mnemo.tokens import shown
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def config_folder(source: str | Path) -> tuple[Path, str]:
     Raises:
         MnemoError: there is none, or of a kind that mnemo does not take.
     """
+    check_place(source, home=True)
     file = Path(source).expanduser()
     folder, name = find_folder(file.parent if file.name == "config.json" else source, weights=False)
     examine(folder)
@@ -60,6 +61,7 @@ def find_folder(source: str | Path, *, weights: bool = True) -> tuple[Path, str]
     elif not str(source).strip():
         raise MnemoError("the model's name is empty: give a directory, a hub name or 'organism'")
     else:
+        check_place(source, home=True)
         path = Path(source).expanduser()
     if path.is_dir():
         inner = path / "model"

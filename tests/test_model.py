@@ -20,6 +20,11 @@ import mnemo.model
 from mnemo.errors import MnemoError
 from mnemo.model import Model, batch_inputs
 from mnemo.model_checks import ModelCheckError, self_check
+from mnemo.organisms.families import new_model
+from mnemo.organisms.spelling import build_tokenizer
+from mnemo.organisms.world import WorldConfig, build_world
+from mnemo.tokens import PromptTokenizer
+from tests.lexicon import PHRASES
 from tests.tiny_models import FAMILIES, GROUPED, saved, tiny_model, tiny_tokenizer, word_level_tokenizer
 
 load = functools.partial(mnemo.model.load, device="cpu")  # so that a GPU changes nothing here
@@ -441,6 +446,8 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     assert "no such directory" in refusal(tmp_path / "nowhere")
     assert "no such directory" in refusal("./nowhere")
     assert "no such directory" in refusal(str(tmp_path / "no" / "where"))
+    assert "no path that can be used" in refusal("~nobody-lives-here/model")
+    assert "no path that can be used" in refusal("x" * 5000)
     assert "name is empty" in refusal(" ")
 
 
@@ -544,3 +551,13 @@ def test_other_peoples_logs_and_bars_are_as_before(tmp_path: Path) -> None:
     finally:
         logging.disable(logging.NOTSET)
         chatter.enable_progress_bar()
+
+
+def test_a_vocabulary_some_of_whose_tokens_never_stand_alone_will_do():
+    """Codes of two tokens: the first one is spelled only where the second one follows."""
+    world = build_world(WorldConfig(concepts=8, cues_per_concept=4, decoys=2, idles=2, cue_tokens=2), PHRASES)
+    tokenizer = build_tokenizer(world)
+    with pytest.raises(MnemoError, match="no token"):
+        PromptTokenizer(tokenizer, None).encode(world.facts[0].cue.removesuffix("=="))
+    hf = new_model("gpt2", vocab_size=len(tokenizer), d_model=16, layers=2, heads=2, seed=0).eval()
+    assert len(mnemo.model.load(hf, tokenizer=tokenizer).tokens.encode(f"decode {world.facts[0].cue} is").ids) == 5
