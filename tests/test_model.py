@@ -553,8 +553,9 @@ def test_other_peoples_logs_and_bars_are_as_before(tmp_path: Path) -> None:
         chatter.enable_progress_bar()
 
 
-def test_a_vocabulary_some_of_whose_tokens_never_stand_alone_will_do():
+def test_a_vocabulary_some_of_whose_tokens_never_stand_alone_will_do(monkeypatch):
     """Codes of two tokens: the first one is spelled only where the second one follows."""
+    monkeypatch.setattr("mnemo.model_checks._SPELLINGS", ("no such words in it",))
     world = build_world(WorldConfig(concepts=8, cues_per_concept=4, decoys=2, idles=2, cue_tokens=2), PHRASES)
     tokenizer = build_tokenizer(world)
     with pytest.raises(MnemoError, match="no token"):
