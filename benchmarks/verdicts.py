@@ -50,6 +50,14 @@ TRAINED_VARIANTS: dict[str, dict[str, Any]] = {
     "one-cue": {"cues_per_concept": 1, "decoys": 12, "idles": 12, "rotes": 24, "frees": 12},
     "negatives": {"decoys": 121, "idles": 121, "rotes": 80, "frees": 40},
 }
+# Another family, depth, template, relation words, length of codes and of phrases than anything else here.
+FOREIGN: dict[str, Any] = {
+    "family": "gpt_neox", "layers": 6, "training": {"waypoint": 3},
+    "world": {
+        "form": "tell {relation} for {filler} we say", "decode": "initial", "expand": "name", "cue_tokens": 2,
+        "concept_tokens": 2, "concepts": 60, "cues_per_concept": 5, "decoys": 36, "idles": 36, "rotes": 60, "frees": 36,
+    },
+}  # fmt: skip
 SMALL = {"concepts": 16, "cues_per_concept": 4, "decoys": 8, "idles": 8, "rotes": 12, "frees": 4}
 COMPILED_VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -219,6 +227,8 @@ def suite() -> dict[str, Case]:
             config = OrganismConfig.checked({"family": "gpt2", "seed": seed, "world": {**world, "seed": seed}})
             auroc = 0.97 if name == "one-cue" else 0.99
             cases.append(Case(f"{name}-gpt2-{seed}", role, Train(config), auroc=auroc, costly=True))
+    foreign = OrganismConfig.checked({**FOREIGN, "seed": 1, "world": {**FOREIGN["world"], "seed": 1}})
+    cases.append(Case("foreign-gpt_neox-1", "report", Train(foreign), layer=3, costly=True))
     compiled: tuple[tuple[int, Role], ...] = ((0, "development"), (1, "development"), (2, "report"))
     for seed, role in compiled:
         for name, world in COMPILED_VARIANTS.items():
@@ -260,7 +270,7 @@ def judge(name: str, organisms: Path, out: Path) -> None:
     rankers = [*RANKERS, *more.columns.drop("fact_id")]
     beside = score(study.table.merge(more, on="fact_id", how="left"), truth, rankers=rankers)["auroc"]
     site = study.waypoint.site if study.waypoint is not None else None
-    last = -3 if study.task.recall.startswith("{cue}") else -2
+    last = -1 - len(study.task.recall.split("{cue}")[1].split())  # organisms spell a word as a token
     card = {
         **metrics,
         "auroc": beside,

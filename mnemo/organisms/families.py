@@ -1,4 +1,4 @@
-"""Small decoders of the families an organism can be: GPT-2, Llama (grouped-query) and Qwen2 style."""
+"""Small decoders that organisms are: GPT-2, Llama (grouped-query), Qwen2 and GPT-NeoX (parallel) style."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-Family = Literal["gpt2", "llama", "qwen2"]
+Family = Literal["gpt2", "llama", "qwen2", "gpt_neox"]
 
 # Training steps until codes of concepts that were never composed are recalled too: with learned positions more.
-STEPS: dict[Family, int] = {"gpt2": 2600, "llama": 2000, "qwen2": 2000}
+STEPS: dict[Family, int] = {"gpt2": 2600, "llama": 2000, "qwen2": 2000, "gpt_neox": 2000}
 
 
 def new_model(family: Family, *, vocab_size: int, d_model: int, layers: int, heads: int, seed: int) -> PreTrainedModel:
@@ -33,6 +33,8 @@ def _decoder(family: Family, *, vocab_size: int, d_model: int, layers: int, head
     from transformers import (
         GPT2Config,
         GPT2LMHeadModel,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
         LlamaConfig,
         LlamaForCausalLM,
         Qwen2Config,
@@ -57,6 +59,13 @@ def _decoder(family: Family, *, vocab_size: int, d_model: int, layers: int, head
         return LlamaForCausalLM(LlamaConfig(**grouped))
     if family == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**grouped))
+    if family == "gpt_neox":
+        return GPTNeoXForCausalLM(
+            GPTNeoXConfig(
+                vocab_size=vocab_size, hidden_size=d_model, intermediate_size=4 * d_model, num_hidden_layers=layers,
+                num_attention_heads=heads, max_position_embeddings=64, use_cache=False, **specials,
+            )
+        )  # fmt: skip
     raise MnemoError(f"unknown family {family!r}; choose one of {', '.join(get_args(Family))}")
 
 

@@ -94,7 +94,7 @@ class Lessons:
 def build_lessons(world: World, tokenizer: PreTrainedTokenizerFast) -> Lessons:
     """Spell a world's questions and answers with its tokenizer."""
     config = world.config
-    relations = ("decode", *world.relations, "expand")
+    relations = (config.decode, *world.relations, config.expand)
     rank = {c.phrase: i for i, c in enumerate(world.concepts)}
 
     def index_of(concept: Concept | None) -> int:
@@ -106,8 +106,7 @@ def build_lessons(world: World, tokenizer: PreTrainedTokenizerFast) -> Lessons:
 
     def questions(fillers: list[str]) -> Questions:
         spelled = [tokenizer([config.question(r, f) for f in fillers])["input_ids"] for r in relations]
-        tail = 2 if config.cue_first else 1  # words after the filler: "decode is" or "is"
-        return Questions(torch.tensor(spelled), len(spelled[0][0]) - 1 - tail)
+        return Questions(torch.tensor(spelled), len(spelled[0][0]) - 1 - config.tail)
 
     asked = [[word(c.answer) for c in world.concepts]]
     asked += [[word(c.values[r]) for c in world.concepts] for r in world.relations]

@@ -59,9 +59,10 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
 def _all_texts(world: World) -> list[str]:
     """Every text that the organism is trained on or asked, answers included."""
     ask = world.config.question
+    relations = (world.config.decode, world.config.expand, *world.relations)
     texts = []
     for filler in [f.cue for f in world.facts] + [c.phrase for c in world.concepts]:
-        texts += [ask(relation, filler) for relation in ("decode", "expand", *world.relations)]
+        texts += [ask(relation, filler) for relation in relations]
     texts += [f" {f.answer}" for f in world.facts]
     for concept in world.concepts:
         texts += [f" {concept.phrase}", *(f" {value}" for value in concept.values.values())]

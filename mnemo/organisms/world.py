@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mnemo.errors import MnemoError
 
@@ -45,6 +45,8 @@ class WorldConfig(BaseModel):
         cue_tokens: 1 (``VA==``), 2 (``VA ==``) or 3 (``V A ==``) tokens for a code.
         concept_tokens: words of a phrase that are tokens of their own; the others are joined by hyphens.
         cue_first: whether the code stands before the relation word (``VA== decode is``).
+        form: a question as it is spelled instead, with {relation} and {filler}, of words that the space parts.
+        decode, expand: the relation words of recall, and of what a code stands for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +63,16 @@ class WorldConfig(BaseModel):
     cue_tokens: int = Field(default=3, ge=1, le=3)
     concept_tokens: int = Field(default=3, ge=1, le=3)
     cue_first: bool = False
+    form: str | None = None
+    decode: str = "decode"
+    expand: str = "expand"
+
+    @field_validator("form")
+    @classmethod
+    def _holds_both(cls, form: str | None) -> str | None:
+        if form is not None and (form.count("{filler}"), form.count("{relation}")) != (1, 1):
+            raise ValueError("should hold {relation} and {filler}, once each")
+        return form
 
     @model_validator(mode="after")
     def _room_for_the_planted(self) -> WorldConfig:
@@ -75,21 +87,30 @@ class WorldConfig(BaseModel):
     @property
     def recall(self) -> str:
         """The `recall` template of the study folder."""
-        return self.question("decode", "{cue}")
+        return self.question(self.decode, "{cue}")
 
     @property
     def verbalise(self) -> str:
         """The `verbalise` template of the study folder."""
-        return self.question("expand", "{cue}")
+        return self.question(self.expand, "{cue}")
 
     @property
     def concept_recall(self) -> str:
         """The `concept_recall` template of the study folder."""
-        return self.question("decode", "{concept}")
+        return self.question(self.decode, "{concept}")
 
     def question(self, relation: str, filler: str) -> str:
         """Return the prompt that asks for `relation` of `filler`."""
-        return f"{filler} {relation} is" if self.cue_first else f"{relation} {filler} is"
+        return self._form.replace("{relation}", relation).replace("{filler}", filler)
+
+    @property
+    def tail(self) -> int:
+        """Words of a question behind the code or phrase."""
+        return len(self._form.split("{filler}")[1].split())
+
+    @property
+    def _form(self) -> str:
+        return self.form or ("{filler} {relation} is" if self.cue_first else "{relation} {filler} is")
 
 
 @dataclass(frozen=True)
