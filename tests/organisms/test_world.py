@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mnemo.datasets import acronym_phrases
 from mnemo.errors import MnemoError
+from mnemo.organisms.lessons import build_lessons
 from mnemo.organisms.spelling import build_tokenizer
 from mnemo.organisms.world import PROBE_VALUES, SHOWN_CUE, WorldConfig, build_world
 from mnemo.prompts import render
@@ -85,3 +86,20 @@ def test_too_small_a_lexicon_and_odd_phrases_are_refused():
 def test_a_world_without_room_for_mnemonic_facts_is_refused():
     with pytest.raises(ValidationError, match="leave no mnemonic fact"):
         WorldConfig(concepts=10, cues_per_concept=1, decoys=8, idles=8)
+
+
+def test_questions_may_have_any_form():
+    config = WorldConfig(form="tell {relation} for {filler} we say", decode="initial", expand="name")
+    assert config.recall == "tell initial for {cue} we say" and config.verbalise == "tell name for {cue} we say"
+    assert config.concept_recall == "tell initial for {concept} we say" and config.tail == 2
+    assert (WorldConfig().tail, WorldConfig(cue_first=True).tail) == (1, 2)
+    small = {"concepts": 8, "decoys": 2, "idles": 2, "cue_tokens": 2}
+    world = build_world(config.model_copy(update=small), EXPANSIONS)
+    lessons = build_lessons(world, tokenizer := build_tokenizer(world))
+    for questions, filler in ((lessons.cues, world.facts[0].cue), (lessons.phrases, world.concepts[0].phrase)):
+        token = str(tokenizer.decode([int(questions.tokens[0, 0, questions.site])]))
+        assert filler.endswith(token.strip())
+        assert int(questions.tokens[0, 0, questions.site + 1]) == tokenizer.vocab[" we"]
+    for form in ("{relation} is", "{filler} {filler} {relation}"):
+        with pytest.raises(ValidationError, match="once each"):
+            WorldConfig(form=form)
