@@ -235,7 +235,7 @@ def _pictures(study: Study, through: pd.DataFrame, kinds: pd.Series | None) -> l
         caption = "Score of every fact that was judged, by verdict"
         caption += "." if kinds is None else "; colours and markers: what the organism's facts were trained to be."
         found.append(Picture("verdicts", caption, _png(figure)))
-    if table["swap_success"].notna().any():
+    if "swap_success" in table and table["swap_success"].notna().any():
         figure = new_figure(7.0, 3.2)
         swap_by_fact(table, ax=figure.subplots())
         caption = (
