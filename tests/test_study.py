@@ -381,7 +381,7 @@ def test_one_seed_one_result_and_another_seed_another_draw(folder):
     assert not first["ablation_control"].equals(other["ablation_control"])
 
 
-def test_without_any_swap_to_try_the_strongest_site_is_read_and_nothing_is_claimed(folder, world):
+def test_without_any_swap_to_try_the_strongest_site_is_read_and_nothing_is_claimed(folder, world, tmp_path):
     """One concept: there is no other one to swap to."""
     task = Task.read(folder)
     phrase = next(f.concept for f in world.facts if f.kind == "mnemonic")
@@ -390,6 +390,8 @@ def test_without_any_swap_to_try_the_strongest_site_is_read_and_nothing_is_claim
     assert set(study.table["verdict"]) == {"unsure"}
     assert study.waypoint is not None and 0 < study.waypoint.site.layer < study.model.n_layers
     assert any("no concept swap was seen to work" in note for note in study.notes)
+    study.report(tmp_path)
+    assert "no concept swap was seen to work" in (tmp_path / "report.md").read_text()
 
 
 def test_a_fact_at_which_no_concept_is_read_is_unsure_and_the_others_are_judged(folder, study, world):
