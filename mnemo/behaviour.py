@@ -18,10 +18,9 @@ from torch import Tensor
 
 from mnemo.concept_vectors import ConceptTable, agrees
 from mnemo.concepts import read_cues
-from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
 from mnemo.patching import next_logprobs
-from mnemo.prompts import Prompt, TemplateError, render
+from mnemo.prompts import Prompt, render_if_spelled
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -86,17 +85,8 @@ def _probes(model: Model, task: Task, fillers: Sequence[str]) -> list[Prompt | N
     Raises:
         InputError: a probe itself cannot be used.
     """
-
-    def rendered(probe: str, filler: str) -> Prompt | None:
-        try:
-            return render(probe, filler, model.tokens)
-        except TemplateError:
-            raise
-        except MnemoError:
-            return None
-
     with task.blaming("probes"):
-        return [rendered(probe, filler) for filler in fillers for probe in task.probes]
+        return [render_if_spelled(probe, filler, model.tokens) for filler in fillers for probe in task.probes]
 
 
 def _answers(model: Model, task: Task, fillers: Sequence[str]) -> Int[Tensor, "filler probe"]:

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from mnemo.errors import MnemoError
 from mnemo.patching import Site, next_logprobs, read_stream_at_span
-from mnemo.prompts import Prompt, TemplateError, render
+from mnemo.prompts import Prompt, render_if_spelled
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -64,14 +64,8 @@ def ask_concepts(
     Raises:
         TemplateError: the template itself cannot be used.
     """
-    prompts: dict[str, Prompt] = {}
-    for phrase in phrases:
-        try:
-            prompts[phrase] = render(template, phrase, model.tokens)
-        except TemplateError:
-            raise
-        except MnemoError:
-            continue
+    asked = {phrase: render_if_spelled(template, phrase, model.tokens) for phrase in phrases}
+    prompts = {phrase: prompt for phrase, prompt in asked.items() if prompt is not None}
     answers = torch.empty(len(prompts), dtype=torch.long)
     confidence = torch.empty(len(prompts))
     for rows, said in next_logprobs(model, list(prompts.values())):

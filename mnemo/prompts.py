@@ -81,6 +81,20 @@ def render(template: str, filler: str, tokenizer: PromptTokenizer) -> Prompt:
     return found
 
 
+def render_if_spelled(template: str, filler: str, tokenizer: PromptTokenizer) -> Prompt | None:
+    """Return the prompt of `render`; None for a filler that the tokenizer cannot put into it.
+
+    Raises:
+        TemplateError: the template itself cannot be used, whatever is put into it.
+    """
+    try:
+        return render(template, filler, tokenizer)
+    except TemplateError:
+        raise
+    except MnemoError:
+        return None
+
+
 def _require_room(prompt: Prompt, longest: int | None) -> None:
     """Refuse a prompt of more tokens than the model reads: some models fail there, others go on and mean nothing."""
     if longest is None or len(prompt) <= longest:
