@@ -6,8 +6,7 @@ the residual stream apart: embedding, heads, MLPs and biases add up to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,13 +19,12 @@ from mnemo.blocks import norm_behind, norm_behind_hooks
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook, writers
 from mnemo.memory import Shape, fit
-from mnemo.patching import LAST_ALONE, Hook
+from mnemo.partial_runs import LAST_ALONE, Change, Hook
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
     from mnemo.model import Model
 
-Change = Callable[[Tensor], Tensor]
 MetricFn = Callable[[Float[Tensor, "fact position vocabulary"], "Sequence[Contrast]"], Float[Tensor, " fact"]]
 
 # How far a value recomputed from weights may lie from the model's own, as a share of its largest entry.
@@ -279,83 +277,6 @@ def differences(
         return there - here
     change = {name: other.values[name] - base.values[name] for name in writer_hooks(model)}
     return contributions(model, change, some=some, positions=positions)
-
-
-# ---- running a part of the model
-
-
-class _Enough(Exception):
-    """Raised in a hook when what was wanted has been computed."""
-
-
-@contextmanager
-def _starting_at(model: Model, layer: int, stream: Float[Tensor, "row position d"]) -> Generator[None]:
-    """Let the blocks before `layer` compute nothing and the last of them put out `stream`.
-
-    (The bridge's own ``start_at_layer`` computes them all and discards what they give.)
-    """
-    skipped = list(model.bridge.blocks)[:layer]
-    as_tuple = model.bridge.cfg.architecture == "BloomForCausalLM"
-
-    def give(*args: Any, **kwargs: Any) -> Any:
-        return (stream, None) if as_tuple else stream
-
-    try:
-        for block in skipped:
-            block.__dict__["forward"] = give
-        yield
-    finally:
-        for block in skipped:
-            block.__dict__.pop("forward", None)
-
-
-def run_from(
-    model: Model,
-    layer: int,
-    stream: Float[Tensor, "row position d"],
-    tokens: Int[Tensor, "row position"],
-    *,
-    changes: Mapping[str, Change] | None = None,
-    keep: Sequence[str] = (),
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Run the model from a block on; differentiable where `stream` or a change is.
-
-    Args:
-        model: the model.
-        layer: the first block to run; `n_layers` for the final norm alone.
-        stream: what enters it.
-        tokens: the prompts that `stream` comes from (for positions and masks).
-        changes: by hook name, what to put in place of the value there.
-        keep: hooks whose values are wanted. When the last of them has been seen the run ends, if there are any.
-
-    Returns:
-        the values by hook name, and the logits of the last position (None where the run ended before).
-    """
-    changes = changes or {}
-    values: dict[str, Tensor] = {}
-
-    def visit(value: Tensor, hook: Any, *, name: str) -> Tensor | None:
-        if name in changes:
-            value = changes[name](value)
-        if name in keep:
-            values[name] = value
-            if len(values) == len(keep):
-                raise _Enough
-        return value
-
-    hooks: list[Hook] = [(name, partial(visit, name=name)) for name in dict.fromkeys([*changes, *keep])]
-    hooks.append(LAST_ALONE)
-    if layer == 0:
-        hooks.insert(0, (stream_hook(model, 0), lambda value, hook: stream))
-    with _starting_at(model, layer, stream):
-        try:
-            logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
-        except _Enough:
-            return values, None
-    if keep:
-        absent = next(name for name in keep if name not in values)
-        raise MnemoError(f"{model.name} never ran {absent}: this architecture lacks it")
-    return values, logits
 
 
 # ---- what a batch may hold

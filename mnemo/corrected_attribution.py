@@ -16,10 +16,11 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemo.activations import Change, checked_metric, differences, run_from
+from mnemo.activations import checked_metric, differences
 from mnemo.attribution_runs import AttributionPlan, Batch, add_scores
 from mnemo.graph import components, readers, readers_at, seen_by, stream_hook, writers
 from mnemo.memory import fit, in_pieces
+from mnemo.partial_runs import Change, run_from
 from mnemo.readers import responses
 
 if TYPE_CHECKING:

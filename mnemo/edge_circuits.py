@@ -29,7 +29,8 @@ from mnemo.blocks import mlp_stream_hook
 from mnemo.edge_patching import path_edges
 from mnemo.errors import MnemoError
 from mnemo.graph import readers, readers_at, seen_by, stream_hook, writers
-from mnemo.patching import Hook, metric, require_contrasts
+from mnemo.partial_runs import Hook
+from mnemo.patching import metric, require_contrasts
 from mnemo.readers import check_readers, input_hooks, normalise, project
 
 if TYPE_CHECKING:

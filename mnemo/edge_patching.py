@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnemo.activations import (
-    Change,
     MetricFn,
     Recording,
     checked_metric,
@@ -29,7 +28,6 @@ from mnemo.activations import (
     differences,
     head_hooks,
     record,
-    run_from,
     writer_hooks,
 )
 from mnemo.attribution_runs import Direction
@@ -37,6 +35,7 @@ from mnemo.blocks import normalise
 from mnemo.errors import MnemoError
 from mnemo.graph import Reader, Writer, empty_edges, readers, seen_by, stream_hook, writers
 from mnemo.memory import Shape, fit, in_pieces
+from mnemo.partial_runs import Change, run_from
 from mnemo.patching import metric, over_batches, require_contrasts
 from mnemo.readers import check_readers, input_hooks, project, seen
 

@@ -7,27 +7,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mnemo.partial_runs import is_skipped
+
 if TYPE_CHECKING:
     from mnemo.model import Model
 
 
 @dataclass
 class Forwards:
-    """A count of prompts; one that was run twice counts twice, one that was run in part as well."""
+    """A count of prompts: one that was run twice counts twice, one that ran through half of the blocks counts half.
 
-    prompts: int = 0
+    Attributes:
+        blocks: how many blocks of the model one prompt passes.
+        passed: blocks that prompts ran through, each prompt for itself.
+    """
+
+    blocks: int
+    passed: int = 0
+
+    @property
+    def prompts(self) -> float:
+        """Prompts run forward."""
+        return self.passed / self.blocks
 
 
 @contextmanager
 def counted_forwards(model: Model) -> Generator[Forwards]:
     """Count the prompts that the model runs forward inside."""
-    count = Forwards()
+    count = Forwards(model.n_layers)
 
-    def add(module: Any, given: Any, embedded: Any) -> None:
-        count.prompts += len(embedded)
+    def add(block: Any, given: tuple[Any, ...]) -> None:
+        if not is_skipped(block):
+            count.passed += len(given[0])
 
-    handle = model.bridge.embed.register_forward_hook(add)
+    handles = [block.register_forward_pre_hook(add) for block in model.bridge.blocks]
     try:
         yield count
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

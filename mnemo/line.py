@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemo.activations import run_from, values_at
+from mnemo.activations import values_at
 from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook
 from mnemo.memory import NoMemoryError, Shape, fit, in_pieces, out_of_memory
+from mnemo.partial_runs import run_from
 from mnemo.patching import metric
 
 if TYPE_CHECKING:

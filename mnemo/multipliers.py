@@ -31,12 +31,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemo.activations import run_from
 from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind, norm_behind_hooks, normed_together
 from mnemo.errors import MnemoError
 from mnemo.graph import Writer, stream_hook, writers
 from mnemo.line import ROUNDING, SLOTS, AttentionGraph, Line, by_head
 from mnemo.memory import Shape, fit, in_pieces
+from mnemo.partial_runs import run_from
 from mnemo.patching import metric, require_comparable
 
 if TYPE_CHECKING:

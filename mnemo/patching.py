@@ -23,6 +23,7 @@ from torch import Tensor
 from mnemo.errors import MnemoError
 from mnemo.graph import Component, components, empty_scores, stream_hook
 from mnemo.memory import Found, Shape, fit, in_pieces
+from mnemo.partial_runs import LAST_ALONE, Change, Hook, logits_of
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
@@ -30,16 +31,6 @@ if TYPE_CHECKING:
     from mnemo.prompts import Prompt
 
 TOKENS_PER_BATCH = 16_384  # more at once are no faster
-
-Hook = tuple[str | Callable[..., Any], Callable[..., Any]]
-
-
-def _unembed_last(value: Tensor, hook: Any) -> Tensor:
-    return value[:, -1:].contiguous()
-
-
-# Metrics read the last position, and with a large vocabulary the logits of all cost a third of a small model's time.
-LAST_ALONE: Hook = ("unembed.hook_in", _unembed_last)
 
 
 @dataclass(frozen=True, order=True)
@@ -56,6 +47,15 @@ class Patch:
 
     site: Site
     states: Float[Tensor, "prompt d"]
+
+    def of(self, rows: Int[Tensor, " row"]) -> tuple[int, Change]:
+        """Return after how many blocks the stream of some of the prompts is changed, and the change."""
+
+        def put(stream: Tensor) -> Tensor:
+            stream[:, self.site.position] = self.states[rows].to(stream)
+            return stream
+
+        return self.site.layer, put
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,9 @@ def next_logprobs(
     """
 
     def say(rows: Tensor, tokens: Tensor) -> Tensor:
-        hooks: list[Hook] = [] if patch is None else [patch_hook(model, patch.site, patch.states[rows])]
         with torch.no_grad():
-            logits = model.bridge.run_with_hooks(tokens, fwd_hooks=[*hooks, LAST_ALONE])[:, -1]
-        return logits.float().log_softmax(-1).cpu()
+            logits = logits_of(model, tokens, change=None if patch is None else patch.of(rows))
+        return logits[:, -1].float().log_softmax(-1).cpu()
 
     yield from over_batches(model, prompts, say)
 
@@ -186,17 +185,6 @@ def over_batches(
         at_once = max(1, min(TOKENS_PER_BATCH // length, fit(size(length))))
         for _, found in in_pieces(len(rows), at_once, batch):
             yield found
-
-
-def patch_hook(model: Model, site: Site, states: Float[Tensor, "row d"]) -> Hook:
-    """Return the hook that puts `states` at `site`, a row for each prompt of the batch."""
-
-    def put(value: Tensor, hook: Any) -> Tensor:
-        value = value.clone()
-        value[:, site.position] = states.to(value)
-        return value
-
-    return stream_hook(model, site.layer), put
 
 
 def metric(logits: Float[Tensor, "fact position vocabulary"], contrasts: Sequence[Contrast]) -> Float[Tensor, " fact"]:

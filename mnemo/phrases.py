@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from mnemo.errors import MnemoError
 from mnemo.memory import Shape
-from mnemo.patching import Hook, Patch, Site, next_logprobs, over_batches, patch_hook
+from mnemo.partial_runs import logits_of
+from mnemo.patching import Patch, Site, next_logprobs, over_batches
 from mnemo.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -82,13 +84,14 @@ def _logprobs_at(model: Model, asked: Asked, phrases: Sequence[Phrase], site: Si
     prompts = [_continued(host, phrase) for host, phrase in zip(asked.hosts, phrases, strict=True)]
 
     def say(rows: Tensor, tokens: Tensor) -> Tensor:
-        hooks: list[Hook] = [] if asked.states is None else [patch_hook(model, site, asked.states[rows])]
-        logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
-        said = logits[:, -length - 1 : -1].float().log_softmax(-1).cpu()
+        patch = None if asked.states is None else Patch(site, asked.states).of(rows)
+        logits = logits_of(model, tokens, change=patch, last=length + 1)
+        said = logits[:, :-1].float().log_softmax(-1).cpu()
         return said.gather(2, targets[rows][..., None])[..., 0].mean(-1)
 
     result = torch.empty(len(phrases))
-    for rows, each in over_batches(model, prompts, say, bytes_each=Shape.of(model).reading_bytes):
+    size = partial(Shape.of(model).forward_bytes, unembedded=length + 1)
+    for rows, each in over_batches(model, prompts, say, bytes_each=size):
         result[rows] = each
     return result
 

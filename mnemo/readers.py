@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemo.activations import Recording, require_close, run_from
+from mnemo.activations import Recording, require_close
 from mnemo.blocks import mlp_output, mlp_stream_hook, normalise, normed_together, part_of
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook
+from mnemo.partial_runs import run_from
 
 if TYPE_CHECKING:
     from mnemo.model import Model

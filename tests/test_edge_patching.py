@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mnemo.activations import differences, record, run_from, writer_hooks
+from mnemo.activations import differences, record, writer_hooks
 from mnemo.attribution import attribute_edges
 from mnemo.edge_patching import Edge, exact_edges, exact_path
 from mnemo.errors import MnemoError
 from mnemo.graph import readers, readers_at, seen_by, stream_hook
 from mnemo.model import Model, load
+from mnemo.partial_runs import run_from
 from mnemo.patching import metric
 from mnemo.readers import attention_hooks, input_hooks, output_hooks, project, responses, seen
 from tests.tiny_models import tiny_contrasts, tiny_model, tiny_tokenizer

@@ -21,7 +21,8 @@ from mnemo.errors import MnemoError
 from mnemo.explorer.places import Chain, Change, Place
 from mnemo.explorer.routes import along, clean_run
 from mnemo.graph import stream_hook
-from mnemo.patching import Hook, read_stream_at_span
+from mnemo.partial_runs import Hook
+from mnemo.patching import read_stream_at_span
 from mnemo.prompts import Prompt, render
 from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.tokens import shown

@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mnemo.activations import Change as Rewrite
-from mnemo.activations import Recording, differences, record, run_from, writer_hooks
+from mnemo.activations import Recording, differences, record, writer_hooks
 from mnemo.explorer.places import Chain, Change, Place, slots_between
 from mnemo.graph import stream_hook
+from mnemo.partial_runs import run_from
 from mnemo.patching import metric
 from mnemo.readers import check_readers, input_hooks, normalise, project, seen
 
