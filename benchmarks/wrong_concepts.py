@@ -1,0 +1,123 @@
+"""Would a wrong concept have done as well? Facts that go through a concept, tried with another that has their answer.
+
+    python benchmarks/wrong_concepts.py FOLDER ...           # study folders of organisms, or of any model
+
+The null that shuffles answers is easy to beat, since a concept with another answer cannot carry a fact. Here each fact
+is tried, in the very same trials at dose 1, through its own concept and through a concept drawn from those that other
+cues evoke and that have its answer. How many facts pass through the wrong one says how often *recalled through it*
+names a concept when all that counts is the answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from cases import cell, print_table
+from jaxtyping import Int
+from torch import Tensor
+
+from mnemo.concept_vectors import choose_targets
+from mnemo.invented import THROUGH_A_CONCEPT
+from mnemo.scoring import read_truth, with_truth
+from mnemo.study import Effort, Study, extract
+from mnemo.study_concepts import StudyConcepts, study_concepts
+from mnemo.trials import TestedFacts, run_trials
+from mnemo.verdict import judge, weigh
+
+TRIED = ("through", "through_wrong")
+
+
+def through_either(study: Study, *, seed: int = 0) -> pd.DataFrame:
+    """Try each fact that is recalled through a concept with that one and with a wrong one that has its answer.
+
+    Returns:
+        a row for each such fact of which there is a wrong concept: `fact_id`, `concept`, `wrong`, and whether the fact
+        is `through` the first and `through_wrong` the second.
+    """
+    known = study_concepts(study)
+    facts = study.table.set_index("fact_id")
+    called = facts["verdict"].isin(THROUGH_A_CONCEPT)
+    wrong = _wrong(known, seed=seed)
+    ids = [i for i, row in known.rows.items() if called[i] and wrong[row] >= 0]
+    if not ids:
+        return pd.DataFrame(columns=["fact_id", "concept", "wrong", *TRIED])
+    rows = torch.tensor([known.rows[i] for i in ids])
+    recall = torch.tensor(facts.loc[ids, "recall_probability"].to_numpy(np.float32))
+    phrases = known.table.phrases
+    return pd.DataFrame(
+        {
+            "fact_id": ids,
+            "concept": [phrases[c] for c in known.concepts[rows].tolist()],
+            "wrong": [phrases[c] for c in wrong[rows].tolist()],
+            "through": _through(study, known, rows, known.concepts, recall, seed=seed),
+            "through_wrong": _through(study, known, rows, wrong, recall, seed=seed),
+        }
+    )
+
+
+def _wrong(known: StudyConcepts, *, seed: int) -> Int[Tensor, " fact"]:
+    """For each fact another concept with its answer that some cue evokes; -1 where there is none."""
+    table, drawn = known.table, torch.rand(len(known.answers), len(known.table), generator=_seeded(seed))
+    possible = (table.answers[None] == known.answers[:, None]) & (known.vectors.counts > 0)
+    read = (known.concepts >= 0).nonzero()[:, 0]
+    possible[read, known.concepts[read]] = False
+    best = torch.where(possible, drawn, -1.0).max(1)
+    return torch.where(best.values >= 0, best.indices, -1)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _through(
+    study: Study,
+    known: StudyConcepts,
+    rows: Int[Tensor, " fact"],
+    concepts: Int[Tensor, " fact"],
+    recall: Tensor,
+    *,
+    seed: int,
+) -> list[bool]:
+    assert study.waypoint is not None, "facts are recalled through a concept at a waypoint"
+    targets = choose_targets(
+        known.table, known.vectors.counts, answers=known.answers, concepts=concepts,
+        n_targets=Effort().targets, seed=seed,
+    )  # fmt: skip
+    prompts = [study.prompt(fact_id) for fact_id in known.rows]
+    tested = TestedFacts(study.model, prompts, rows, known.answers[rows], concepts[rows], known.table, known.vectors)
+    evidence = weigh(run_trials(tested, targets[rows], seed=seed), recall)
+    return judge(evidence, sites=study.waypoint.tried)["verdict"].isin(THROUGH_A_CONCEPT).tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path, nargs="+", metavar="FOLDER", help="study folders")
+    found = {folder.resolve().name: _kinds(folder) for folder in parser.parse_args().studies}
+    print_table(
+        ["organism", "facts", "how many", "through their own concept", "through the wrong one"],
+        (
+            [name, kind, str(len(rows)), *(cell(rows[tried], rows["concept"]) for tried in TRIED)]
+            for name, table in found.items()
+            for kind, rows in table.groupby("kind")
+        ),
+    )
+
+
+def _kinds(folder: Path) -> pd.DataFrame:
+    study = extract(folder, progress=False)
+    found = through_either(study)
+    truth = folder / "truth.csv"
+    if not truth.is_file():
+        return found.assign(kind="all")
+    return with_truth(found, read_truth(truth, study.task.load_facts()))
+
+
+if __name__ == "__main__":
+    logging.getLogger("mnemo").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    main()
