@@ -71,6 +71,32 @@ def sorted_rows(model, prompts, patch=None):
     return sorted(rows, key=lambda row: row[0])
 
 
+def test_a_patch_is_the_interchange_of_transformer_lens(model):
+    """All of a state exchanged, and the part of it in a subspace, as the library's own tools do it."""
+    from transformer_lens.tools.analysis.interchange import SubspaceInterchange, intervened_logits, random_basis
+
+    prompts = [render("decode {cue} is", cue, model.tokens) for cue in ("VA==", "QQ==", "VA==")]
+    assert len({len(prompt) for prompt in prompts}) == 1
+    tokens, position = torch.tensor([prompt.tokens for prompt in prompts]), -2
+    for layer in range(1, model.n_layers + 1):
+        base = read_stream(model, prompts, [position])[:, layer, 0]
+        source = base.flip(0) + torch.arange(3.0)[:, None]
+        for rank in (model.d_model, 3):
+            interchange = SubspaceInterchange(random_basis(model.d_model, rank, seed=rank))
+            expected = intervened_logits(
+                model.bridge,
+                stream_hook(model, layer),
+                interchange,
+                tokens,
+                source,
+                lambda tokens: model.bridge(tokens)[:, -1],
+                positions=torch.full((3,), tokens.shape[1] + position),
+            ).log_softmax(-1)
+            patch = Patch(Site(layer, position), interchange(base, source))
+            for rows, said in next_logprobs(model, prompts, patch=patch):
+                torch.testing.assert_close(said, expected[rows], atol=1e-4, rtol=1e-4)
+
+
 def test_the_size_of_batches_changes_nothing(model, prompts, monkeypatch):
     tokens = torch.zeros(len(prompts), 1, dtype=torch.long)
     whole = ask(model, prompts, tokens)
