@@ -5,7 +5,8 @@
 The null that shuffles answers is easy to beat, since a concept with another answer cannot carry a fact. Here each fact
 is tried, in the very same trials at dose 1, through its own concept and through a concept drawn from those that other
 cues evoke and that have its answer. How many facts pass through the wrong one says how often *recalled through it*
-names a concept when all that counts is the answer.
+names a concept when all that counts is the answer. Beside it the edit test (`mnemo.editing`): how many facts give the
+new answer that their own concept was taught, and how many that of the wrong one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import numpy as np
 import pandas as pd
 import torch
 from cases import cell, print_table
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from mnemo.behaviour import probe_prompts
 from mnemo.concept_vectors import choose_targets
+from mnemo.editing import edit_test
 from mnemo.invented import THROUGH_A_CONCEPT
 from mnemo.scoring import read_truth, with_truth
 from mnemo.study import Effort, Study, extract
@@ -29,15 +32,16 @@ from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.trials import TestedFacts, run_trials
 from mnemo.verdict import judge, weigh
 
-TRIED = ("through", "through_wrong")
+TRIED = ("through", "through_wrong", "follows", "follows_wrong")
 
 
 def through_either(study: Study, *, seed: int = 0) -> pd.DataFrame:
     """Try each fact that is recalled through a concept with that one and with a wrong one that has its answer.
 
     Returns:
-        a row for each such fact of which there is a wrong concept: `fact_id`, `concept`, `wrong`, and whether the fact
-        is `through` the first and `through_wrong` the second.
+        a row for each such fact of which there is a wrong concept: `fact_id`, `concept`, `wrong`, whether the fact is
+        `through` the first and `through_wrong` the second, and whether it `follows` an edit of the first and
+        `follows_wrong` one of the second (NaN where the edit was not taken).
     """
     known = study_concepts(study)
     facts = study.table.set_index("fact_id")
@@ -56,6 +60,8 @@ def through_either(study: Study, *, seed: int = 0) -> pd.DataFrame:
             "wrong": [phrases[c] for c in wrong[rows].tolist()],
             "through": _through(study, known, rows, known.concepts, recall, seed=seed),
             "through_wrong": _through(study, known, rows, wrong, recall, seed=seed),
+            "follows": _follows(study, known, known.concepts, seed=seed)[rows],
+            "follows_wrong": _follows(study, known, wrong, seed=seed)[rows],
         }
     )
 
@@ -94,12 +100,38 @@ def _through(
     return judge(evidence, sites=study.waypoint.tried)["verdict"].isin(THROUGH_A_CONCEPT).tolist()
 
 
+def _follows(
+    study: Study, known: StudyConcepts, concepts: Int[Tensor, " fact"], *, seed: int
+) -> Float[np.ndarray, " fact"]:
+    assert study.waypoint is not None, "facts are recalled through a concept at a waypoint"
+    edited = edit_test(
+        study.model,
+        [study.prompt(fact_id) for fact_id in known.rows],
+        answers=known.answers,
+        concepts=concepts,
+        table=known.table,
+        layer=study.waypoint.site.layer,
+        seed=seed,
+        keep=probe_prompts(study.model, study.task, known.table.phrases),
+        progress=False,
+    )
+    return edited["edit_follows"].to_numpy()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", type=Path, nargs="+", metavar="FOLDER", help="study folders")
     found = {folder.resolve().name: _kinds(folder) for folder in parser.parse_args().studies}
     print_table(
-        ["organism", "facts", "how many", "through their own concept", "through the wrong one"],
+        [
+            "organism",
+            "facts",
+            "how many",
+            "through their own",
+            "through the wrong one",
+            "follow their own",
+            "the wrong one",
+        ],
         (
             [name, kind, str(len(rows)), *(cell(rows[tried], rows["concept"]) for tried in TRIED)]
             for name, table in found.items()
