@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -258,6 +259,65 @@ def test_twenty_kills_at_random_moments_lose_nothing_and_double_nothing(root, un
     pd.testing.assert_frame_equal(_verdicts(run, out), undisturbed[0], check_exact=True)
     assert sorted(path.name for path in (out / RUNS).iterdir()) == [run.name]  # no half-written folder beside it
     assert read_manifest(out / RUNS / run.name) is not None and not (out / WORK / run.name).exists()
+
+
+# ---- jobs of SLURM, as the documentation has them
+
+# What is left of SLURM where there is none: a job is a process here, in a group of its own.
+_SBATCH = """#!/bin/sh
+cp "$1" "$JOBS/job.sh"
+setsid bash "$JOBS/job.sh" > "$JOBS/job.log" 2>&1 &
+echo "Submitted batch job $!"
+"""
+_SCANCEL = '#!/bin/sh\nkill -- "-$1"\n'
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Generator[tuple[list[str], dict[str, Any]]]:
+    """The lines about SLURM in docs/cluster.md that are to be run yet, and their names once the job script is made."""
+    import dask.config as settings
+    import dask_jobqueue  # pyright: ignore[reportUnusedImport]  # noqa: F401  # its defaults, before they are changed
+
+    page = (Path(__file__).parents[1] / "docs/cluster.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?SLURMCluster.*?)```", page, flags=re.DOTALL)
+    head, dry_run, tail = code.partition("print(cluster.job_script())")
+    assert dry_run
+    names: dict[str, Any] = {}
+    here = {"jobqueue.slurm.scheduler-options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
+    for name, script in (("sbatch", _SBATCH), ("scancel", _SCANCEL)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("JOBS", str(tmp_path))
+    with settings.set(here):
+        exec(head, names)
+        with names["cluster"]:
+            yield tail.splitlines(), names
+
+
+def test_a_job_of_the_documented_cluster_has_one_worker_of_one_thread_and_all_of_its_memory(slurm):
+    script = slurm[1]["cluster"].job_script().splitlines()
+    asked = {line.removeprefix("#SBATCH ") for line in script if line.startswith("#SBATCH")}
+    assert asked >= {"-n 1", "--cpus-per-task=4", "--mem=30G", "-t 04:00:00"}
+    command = [line.split() for line in script if line and not line.startswith("#")]
+    assert len(command) == 1 and command[0][:3] == [sys.executable, "-m", "distributed.cli.dask_worker"]
+    options = command[0][3:]
+    assert [options[i + 1] for i, word in enumerate(options) if word == "--nthreads"] == ["1"]
+    assert options[options.index("--memory-limit") + 1] == "29.80GiB"  # 32 GB, a little less than what SLURM gives
+    assert "--nworkers" not in options and "--nanny" in options
+
+
+def test_a_sweep_through_jobs_of_the_documented_cluster_is_the_undisturbed_one(slurm, root, undisturbed, tmp_path):
+    lines, names = slurm
+    file, out = root / "jobs.toml", tmp_path / "out"
+    file.write_text(f'name = "x"\ntasks = ["study"]\nseeds = {list(SEEDS)}\nquick = true\n')
+    code = "\n".join(lines).replace("jobs=8", "jobs=1").replace("SWEEP.toml", str(file))
+    exec(code.replace("/scratch/me/sweep", str(out)).replace("threads=4", "threads=1"), names)
+    table = pd.read_csv(out / "runs.csv")
+    assert table["error"].isna().all() and not table["kept"].any(), (tmp_path / "job.log").read_text()
+    assert os.getpid() not in set(table["process"])
+    for run in plan_runs(Sweep.read(file)):
+        pd.testing.assert_frame_equal(_verdicts(run, out), undisturbed[run.seed], check_exact=True)
 
 
 # ---- all runs, with what may happen to them
