@@ -348,12 +348,8 @@ class Task(Record):
         """
         if self.model is None or is_folder(self.folder / self.model):
             return self.model and self.folder / self.model
-        if self.model != "organism" and not is_hub_name(self.model):
-            raise self.fault(
-                "model",
-                f"{self.model!r} is neither a directory in {self.folder} nor a hub name such as 'org/name' (one "
-                "without an owner, such as gpt2, is given by hand: --model)",
-            )
+        if self.model != "organism" and (why := why_not_on_hub(self.model, self.folder)):
+            raise self.fault("model", f"{why} (what is on the hub all the same is given by hand: --model)")
         return self.model
 
     def load_facts(self, path: str | Path | None = None) -> FactSet:
@@ -403,6 +399,19 @@ def is_hub_name(text: str, *, bare: bool = False) -> bool:
     """
     found = _HUB_NAME.fullmatch(text)
     return found is not None and (bare or found[1] is not None)
+
+
+def why_not_on_hub(text: str, folder: Path) -> str | None:
+    """Say why a text in a file in `folder` names no model on the hub, or return None if it does.
+
+    Where its owner is a folder beside the file, ``models/pythia`` is the path of what is missing there.
+    """
+    if not is_hub_name(text):
+        return f"{shown(text)} is neither a directory in {folder} nor a hub name such as 'org/name'"
+    owner = text.partition("/")[0]
+    if is_folder(folder / owner):
+        return f"{shown(text)} is no directory in {folder}, though {shown(owner)} is one: check the path"
+    return None
 
 
 def _toml(value: str | int | tuple[str, ...]) -> str:

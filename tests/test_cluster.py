@@ -138,6 +138,8 @@ def test_whatever_decides_the_result_changes_the_signature(root, tmp_path, chang
         ('name = "x"\ntasks = ["a"]\n', "there is no such file"),
         ('name = "x"\ntasks = ["study"]\nmodels = ["no where"]\n', "neither a directory in"),
         ('name = "x"\ntasks = ["study"]\ncheckpoints = ["9"]\n', "no such checkpoint"),
+        ('name = "x"\ntasks = ["study"]\nmodels = ["study/pythia"]\n', "no directory in"),
+        ('name = "x"\ntasks = ["study"]\nmodels = ["organism"]\ncheckpoints = ["9"]\n', "has no checkpoint '9'"),
         ('name = "x"\nfolder = "y"\ntasks = ["study"]\n', "the folder is the one that holds the file"),
     ],
 )

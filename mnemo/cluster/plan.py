@@ -14,7 +14,7 @@ from pydantic import Field, StrictBool, StrictInt, field_validator
 
 from mnemo.checked import Name, Record
 from mnemo.errors import InputError, MnemoError
-from mnemo.facts import Task, is_hub_name
+from mnemo.facts import Task, why_not_on_hub
 from mnemo.records import package_versions, text_hash, text_hashes
 from mnemo.textfiles import is_folder
 from mnemo.tokens import shown
@@ -175,11 +175,7 @@ def _check_differ(models: Mapping[tuple[str, str | None, str | None], str], root
 
 def _model(task: Task, root: Path, given: str | None, checkpoint: str | None) -> str:
     """The model's directory, or its name on the hub, with its checkpoint."""
-    source = task.model_path if given is None else root / given
-    if source is None:
-        raise task.fault("model", "neither the task nor the sweep names a model: add models = [...] to the sweep")
-    if given is not None and not is_folder(root / given):
-        source = given
+    source = _source(task, root, given)
     if isinstance(source, Path):
         inner = source / "model"
         source = inner if is_folder(inner) and not (source / "config.json").exists() else source
@@ -187,11 +183,22 @@ def _model(task: Task, root: Path, given: str | None, checkpoint: str | None) ->
         if not is_folder(found):
             raise InputError(f"the model has no such checkpoint; its folder is {source}", file=found)
         return str(found.absolute())
-    if source == "organism" and checkpoint is None:
-        return source
-    if not is_hub_name(source):
-        raise MnemoError(f"model {shown(source)} is neither a directory in {root} nor a hub name such as 'org/name'")
+    if source == "organism" and checkpoint:
+        raise MnemoError(f"the shipped organism has no checkpoint {shown(checkpoint)}: take `checkpoints` out")
     return f"{source}@{checkpoint}" if checkpoint else source
+
+
+def _source(task: Task, root: Path, given: str | None) -> Path | str:
+    """The directory that the sweep, or else the task, names as the model, or a name on the hub."""
+    if given is None:
+        if (source := task.model_path) is None:
+            raise task.fault("model", "neither the task nor the sweep names a model: add models = [...] to the sweep")
+        return source
+    if is_folder(root / given):
+        return root / given
+    if given != "organism" and (why := why_not_on_hub(given, root)):
+        raise MnemoError(f"model {why}")
+    return given
 
 
 def _files(model: str) -> str:
