@@ -250,13 +250,18 @@ def organism_base(
 
 @app.command("plan")
 def plan_command(
-    task: TaskPath, model: ModelName = None, facts: FactsFile = None, quick: Quick = False, memory_gb: MemoryGb = None
+    task: TaskPath,
+    model: ModelName = None,
+    facts: FactsFile = None,
+    quick: Quick = False,
+    dtype: Dtype = None,
+    memory_gb: MemoryGb = None,
 ) -> None:
     """Say what extract will take: forwards, memory and time of each stage, from the model's config.json alone."""
     from mnemo.plan import plan
     from mnemo.report import print_plan
 
-    print_plan(plan(task, model=model, facts=facts, quick=quick, memory_gb=memory_gb))
+    print_plan(plan(task, model=model, facts=facts, quick=quick, dtype=dtype, memory_gb=memory_gb))
 
 
 @organism_app.command("train")

@@ -192,7 +192,7 @@ def load(
         MnemoError: the source is not there, cannot be read or is of a kind that mnemo does not take.
         ModelCheckError: it was loaded, but `self_check` or its tokenizer failed.
     """
-    device, dtype = _device(device), _dtype(dtype)
+    device, dtype = _device(device), checked_dtype(dtype)
     origin = None
     if isinstance(source, str | Path):
         folder, name = find_folder(source)
@@ -206,7 +206,7 @@ def load(
         with quietly():
             hf, name = twin_of(source, dtype)
     tokens = _tokens(tokenizer, bos, hf)
-    _dtype(hf.dtype)
+    checked_dtype(hf.dtype)
 
     with quietly():
         with in_one_line(f"{name} cannot be put on {device}", fix="give another device= or dtype="):
@@ -342,7 +342,8 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def checked_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return the dtype that is meant; MnemoError for one that nothing is computed in."""
     chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and chosen not in TOLERANCE:
         names = ", ".join(str(kind).removeprefix("torch.") for kind in TOLERANCE)

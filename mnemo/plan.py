@@ -2,14 +2,17 @@
 
 No weights are read and none are made, so the model may be one that this machine could not hold. Memory follows from the
 same formulas by which batches are cut (`mnemo.memory`). Forwards are counted as if every fact were recalled and read as
-a concept of its own: no run takes more. Time is forwards times their arithmetic, at the speed that a matrix product of
+a concept of its own, or every answer had one concept, whichever takes more: the fewer concepts there are to swap facts
+to, the more random directions stand beside each swap. No run takes more, save one in which most answers have no concept
+and few are left. Time is forwards times their arithmetic, at the speed that a matrix product of
 the model's width has on this machine now: an order of magnitude, not a promise.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +25,7 @@ from mnemo.errors import MnemoError
 from mnemo.facts import FactSet, Task
 from mnemo.libraries import in_one_line, quietly
 from mnemo.memory import Shape, checked_budget, fit, memory_budget
+from mnemo.model import checked_dtype
 from mnemo.model_source import config_folder, read_tokenizer
 from mnemo.patching import TOKENS_PER_BATCH
 from mnemo.phrases import BEAMS
@@ -29,7 +33,7 @@ from mnemo.prompts import question_and_answer, render
 from mnemo.study import QUICK, Effort
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
-from mnemo.trials import LEAST, RIVALS, WITNESSES
+from mnemo.trials import LEAST, RIVALS, WITNESSES, directions_beside
 from mnemo.verdict import SORTS
 from mnemo.waypoints import PATCHED, POSITIONS, SAMPLE, TARGETS
 
@@ -66,7 +70,7 @@ class Plan:
     Attributes:
         model: what it is called.
         parameters: how many it has.
-        model_gb: memory of its weights, in the dtype they were saved in.
+        model_gb: memory of its weights, in the dtype that they are loaded in.
         budget_gb: what the run may take besides.
         facts: how many there are.
         length: tokens of the longest recall prompt.
@@ -97,6 +101,7 @@ def plan(
     model: str | Path | None = None,
     facts: FactSet | str | Path | None = None,
     quick: bool = False,
+    dtype: str | torch.dtype | None = None,
     memory_gb: float | None = None,
 ) -> Plan:
     """Say what `mnemo.extract` will take.
@@ -106,10 +111,11 @@ def plan(
         model: a Hugging Face directory (config.json is enough), such a file, or a hub name; None for the task's own.
         facts: other facts than the task's own.
         quick: as for `extract`.
+        dtype: what the weights would be loaded as, such as ``"bfloat16"``; None for what they were saved in.
         memory_gb: what it may take besides the model; None for the default.
 
     Raises:
-        MnemoError: no usable task, facts or configuration, or a prompt of more tokens than the model reads.
+        MnemoError: no usable task, facts, configuration or dtype, or a prompt of more tokens than the model reads.
     """
     task = task if isinstance(task, Task) else Task.read(task)
     source = model if model is not None else task.model_path
@@ -117,12 +123,12 @@ def plan(
         raise task.fault("model", 'the task names no model: add model = "..." or give one (--model)')
     chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
     folder, name = config_folder(source)
-    shape, parameters = read_shape(folder)
+    shape, parameters = read_shape(folder, checked_dtype(dtype))
     longest = getattr(_read_config(folder).get_text_config(), "max_position_embeddings", None)
     length, exact = _length(task, chosen, folder, longest)
     budget = checked_budget(memory_gb)
     with memory_budget(budget):
-        runs = _runs(task, shape, len(chosen), length, QUICK if quick else Effort())
+        runs = _runs(task, shape, chosen, length, QUICK if quick else Effort())
     model_gb = parameters * shape.itemsize / 1e9
     speed = _speed(shape)
     stages = [Stage("load", 1, 1, PROCESS_GB + model_gb, 3 * model_gb)]
@@ -135,8 +141,12 @@ def plan(
     return Plan(name, parameters, model_gb, budget, len(chosen), length, longest, exact, tuple(stages))
 
 
-def read_shape(folder: Path) -> tuple[Shape, int]:
+def read_shape(folder: Path, dtype: torch.dtype | None = None) -> tuple[Shape, int]:
     """Return the shape and the number of parameters of the model that a configuration describes; nothing is made.
+
+    Args:
+        folder: where config.json lies.
+        dtype: of its weights; None for what the configuration says.
 
     Raises:
         MnemoError: transformers makes no causal language model of it.
@@ -147,8 +157,8 @@ def read_shape(folder: Path) -> tuple[Shape, int]:
     with _no_model(folder):
         with torch.device("meta"):
             hf: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        saved_as = getattr(config, "dtype", None)
-        shape = Shape.from_config(config, itemsize=saved_as.itemsize if isinstance(saved_as, torch.dtype) else 4)
+        loaded_as = dtype or getattr(config, "dtype", None)
+        shape = Shape.from_config(config, itemsize=loaded_as.itemsize if isinstance(loaded_as, torch.dtype) else 4)
         return shape, sum(weight.numel() for weight in hf.parameters())
 
 
@@ -185,23 +195,27 @@ def _length(task: Task, facts: FactSet, folder: Path, longest: int | None) -> tu
     return lengths[worst], True
 
 
-def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list[tuple[str, int, int, int, int]]:
+def _runs(
+    task: Task, shape: Shape, facts: FactSet, length: int, effort: Effort
+) -> list[tuple[str, int, int, int, int]]:
     """List the stages: name, forwards, tokens of each, bytes that one holds, and how many at once are of use."""
-    sample, tokens = min(n, SAMPLE), task.max_concept_tokens
+    n, tokens = len(facts), task.max_concept_tokens
+    sample = min(n, SAMPLE)
     forward, batch = shape.forward_bytes(length), max(1, TOKENS_PER_BATCH // length)
     written = 1 + BEAMS * tokens  # to write phrases, and to see whether they end
     ranked = BEAMS * tokens + LEXICON_CANDIDATES  # phrases and their beginnings, each weighed
     read, bank = written + 1 + ranked, n * ranked
-    tried = min(sample, effort.sample) * _trials(TARGETS)
+    sites = effort.sites + (shape.layers // effort.sites).bit_length()  # candidates, and the layers between two of them
+    tried = min(sample, effort.sample) * _trials(min(n, TARGETS), random=LEAST)
     longer = length + tokens
     stages = [
         ("recall", n, length, forward, batch),
         ("attribute", 4 * n, length, shape.backward_bytes(length), n),
         ("ask what cues stand for", n * read + REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
         ("find candidate sites", sample * min(PATCHED, POSITIONS * shape.layers), length, forward, batch),
-        ("compare sites", effort.sites * (tried + 2 * n), length, forward, batch),
+        ("compare sites", sites * (tried + 2 * n), length, forward, batch),
         ("read concepts", (n + NULL_STATES) * read + 2 * REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
-        ("intervene", n * (_trials(effort.targets) + _dosed(effort)), length, forward, batch),
+        ("intervene", _interventions(facts, effort, sites=sites), length, forward, batch),
         ("ask the probes", 2 * n * len(task.probes), length, forward, batch),
     ]
     walks = min(n, effort.paths) * TOP_NODES * 3 * WALKS
@@ -209,14 +223,29 @@ def _runs(task: Task, shape: Shape, n: int, length: int, effort: Effort) -> list
     return [stage for stage in stages if stage[1]]
 
 
-def _trials(targets: int) -> int:
+def _interventions(facts: FactSet, effort: Effort, *, sites: int) -> int:
+    """Return the runs of all interventions, after so many sites were compared."""
+    having = Counter(fact.answer for fact in facts)
+    tests = SORTS * (1 + len(effort.doses)) * sites
+
+    def runs(others: Sequence[int]) -> int:
+        """The same where each fact has so many other concepts to be swapped to."""
+        random = directions_beside(min(effort.targets, *others), tests=tests)
+        swapped = sum(_trials(min(other, effort.targets), random=random) for other in others)
+        dosed = sum(_dosed(min(other, effort.dosed_targets), random=max(1, random // 2)) for other in others)
+        return swapped + len(effort.doses) * dosed
+
+    return max(runs([len(facts) - having[fact.answer] for fact in facts]), runs([len(having) - 1] * len(facts)))
+
+
+def _trials(targets: int, *, random: int) -> int:
     """Return the runs that `mnemo.trials.run_trials` takes for one fact, at the most."""
-    return (6 + 2 * LEAST) * targets + 7 + RIVALS * (1 + WITNESSES)
+    return (7 + 2 * random) * targets + 6 + RIVALS * (1 + WITNESSES)
 
 
-def _dosed(effort: Effort) -> int:
-    """Return the runs that `mnemo.trials.run_dosed_swaps` takes for one fact: swaps of two sorts and sufficiency."""
-    return len(effort.doses) * (SORTS * 2 * effort.dosed_targets + 2)
+def _dosed(targets: int, *, random: int) -> int:
+    """Return the runs of `mnemo.trials.run_dosed_swaps` for one fact and dose: swaps of two sorts and sufficiency."""
+    return SORTS * (1 + random) * targets + 2
 
 
 def _operations(shape: Shape, parameters: int, length: int) -> float:

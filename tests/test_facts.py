@@ -341,9 +341,7 @@ def test_a_model_is_a_directory_or_a_hub_name(study_folder):
     assert model_path("org/gpt-2.1") == "org/gpt-2.1"
     with pytest.raises(InputError, match=r"column 'model': './weights' is neither a directory in .* nor a hub"):
         model_path("./weights")
-    with pytest.raises(
-        InputError, match=r"'model/pythia' is no directory in .*, though 'model' is one: check"
-    ):
+    with pytest.raises(InputError, match=r"'model/pythia' is no directory in .*, though 'model' is one: check"):
         model_path("model/pythia")  # a typing error in a path, and the hub knows no such owner
 
 

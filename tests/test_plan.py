@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 
+import pandas as pd
 import pytest
+import torch
 
 import mnemo
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import Fact, FactSet, Task
+from mnemo.forwards import counted_forwards
 from mnemo.memory import Shape
-from mnemo.model import load
+from mnemo.model import checked_dtype, load
+from mnemo.organisms.compiled import compile_organism
+from mnemo.organisms.folder import write_folder
+from mnemo.organisms.world import WorldConfig, build_world
 from mnemo.plan import PROCESS_GB, plan, read_shape
 from mnemo.report import print_plan
+from mnemo.trials import LEAST, run_trials
+from tests.lexicon import PHRASES
 from tests.tiny_models import FAMILIES, recalled_facts, saved, tiny_model, tiny_tokenizer
 
 LLAMA_70B = {
@@ -71,6 +79,40 @@ def test_no_run_takes_more_forwards_than_planned(tmp_path):
     finally:
         handle.remove()
     assert len(facts) < rows <= sum(stage.forwards for stage in expected.stages)
+
+
+def test_few_concepts_to_swap_to_take_more_random_directions_than_the_swaps_they_lack(tmp_path, monkeypatch):
+    config = WorldConfig(seed=3, concepts=8, cues_per_concept=4, decoys=0, idles=0, rotes=0, frees=0)
+    world = build_world(config, PHRASES)
+    write_folder(tmp_path, world, *compile_organism(world), name="compiled")
+    truth = pd.read_csv(tmp_path / "truth.csv")
+    few = truth["concept"].isin(truth["concept"].unique()[:3])
+    facts = FactSet.read(tmp_path / "facts.csv").subset(truth.loc[few, "fact_id"])
+    model = load(tmp_path / "model", check=False)
+    rows, beside = [], []
+
+    def counted(tested, targets, *, seed, random):
+        with counted_forwards(model) as count:
+            found = run_trials(tested, targets, seed=seed, random=random)
+        rows.append(count.prompts)
+        beside.append(random)
+        return found
+
+    monkeypatch.setattr("mnemo.study.run_trials", counted)
+    mnemo.extract(tmp_path, model=model, facts=facts, quick=True, progress=False)
+    stages = {stage.name: stage for stage in plan(tmp_path, facts=facts, quick=True).stages}
+    assert min(beside) > 2 * LEAST
+    assert sum(rows) <= stages["intervene"].forwards <= 3 * sum(rows)
+
+
+def test_a_model_is_planned_for_in_the_dtype_that_it_would_be_loaded_in(tmp_path):
+    folder = saved("llama", tmp_path)
+    for dtype, size in ((None, 4), ("bfloat16", 2), (torch.float64, 8)):
+        expected, model = plan(TASK, model=folder, facts=FACTS, dtype=dtype), load(folder, dtype=dtype, check=False)
+        assert expected.model_gb == expected.parameters * size / 1e9
+        assert read_shape(folder, checked_dtype(dtype))[0] == Shape.of(model)
+    with pytest.raises(MnemoError, match="dtype 'int8' is not one to compute in"):
+        plan(TASK, model=folder, facts=FACTS, dtype="int8")
 
 
 def test_what_cannot_be_planned_is_refused_in_one_line(tmp_path):
