@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mnemo.errors import InputError, MnemoError
-from mnemo.facts import FactSet, Task, is_hub_name
+from mnemo.facts import Task
 from mnemo.model import load_as
-from mnemo.records import package_versions, text_hashes
+from mnemo.recorded import Recorded, Source, check_key, inputs_of, read_verdicts, row_name
+from mnemo.records import package_versions
 from mnemo.study import Study, extract, load_model
 from mnemo.textfiles import check_place, is_folder, read_json
 from mnemo.tokens import shown
@@ -24,34 +24,7 @@ from mnemo.tracing import Trace, trace
 # Another batch size, chunk, number of threads or processor adds floats in another order: beyond this they differ.
 ABSOLUTE, RELATIVE = 1e-4, 1e-3
 NAMED = 10  # differences that are named, of as many as there are
-_INPUTS = ("task", "facts", "lexicon", "model")
 _NODE, _EDGE = ["component", "position"], ["writer", "reader", "slot", "source", "position"]  # a row of a trace
-
-
-class _Source(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    task: str | None = None
-    facts: str | None = None
-    model: str | None = None
-
-
-class _Recorded(BaseModel):
-    """What of run.json is needed to repeat the run; nothing in it is believed unread."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    kind: str
-    source: _Source
-    seed: int = Field(ge=0, lt=2**31)
-    quick: bool
-    edit: bool
-    task: str
-    facts: str
-    lexicon: str
-    model: str
-    versions: dict[str, str | None]
-    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,21 +82,13 @@ def rerun(
 
 def _rerun_study(folder: Path, given: dict[str, str | Path | None], *, progress: bool) -> Rerun:
     file = folder / "run.json"
-    try:
-        recorded = _Recorded.model_validate(read_json(file))
-    except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, fault["loc"])) or None
-        raise InputError(f"not the record of a run ({fault['msg']})", file=file, column=place) from None
-    before = _read_verdicts(folder / "verdicts.parquet")
+    recorded = Recorded.read(file)
+    before = read_verdicts(folder / "verdicts.parquet").drop(columns="seconds", errors="ignore")
     known = _read_metrics(folder / "metrics.json") if recorded.kind == "benchmark" else None
-    task, model, facts = _inputs(recorded.source, given, file)
+    task, model, facts = inputs_of(recorded.source, given, file)
     loaded = load_model(task, load_as(task, model, dtype=recorded.dtype))
-    now = {**text_hashes(task, facts), "model": loaded.fingerprint}
-    changed = [name for name in _INPUTS if now[name] != getattr(recorded, name)]
-    if changed:
-        parts = (f"{name} (hash {getattr(recorded, name)[:8]} then, {now[name][:8]} now)" for name in changed)
-        return Rerun(False, (f"not repeated: changed since the run: {', '.join(parts)}",))
+    if changed := recorded.changed(task, loaded, facts):
+        return Rerun(False, (f"not repeated: {changed}",))
     options: dict[str, Any] = {"seed": recorded.seed, "quick": recorded.quick, "edit": recorded.edit}
     study, metrics = _repeat(recorded.kind, task, model=loaded, facts=facts, progress=progress, **options)
     differences = list(compare(before, study.table.drop(columns="seconds"), key=["fact_id"]))
@@ -146,8 +111,8 @@ def _rerun_trace(folder: Path, given: dict[str, str | Path | None]) -> Rerun:
     before = Trace.read(folder)
     tables = [(before.nodes, _NODE), (before.edges, _EDGE), (before.path_table().drop(columns="rank"), ["path"])]
     for table, key in tables:
-        _check_key(table, key, folder / "graph.json")
-    task, model, facts = _inputs(_Source.model_validate(before.source), given, folder / "graph.json")
+        check_key(table, key, folder / "graph.json")
+    task, model, facts = inputs_of(Source.model_validate(before.source), given, folder / "graph.json")
     loaded = load_model(task, load_as(task, model, dtype=before.dtype))
     if loaded.fingerprint != before.fingerprint:
         then, now = before.fingerprint[:8], loaded.fingerprint[:8]
@@ -165,54 +130,14 @@ def _rerun_trace(folder: Path, given: dict[str, str | Path | None]) -> Rerun:
     return _verdict(f"{len(before.paths)} paths", said, before.versions)
 
 
-def _inputs(
-    source: _Source, given: dict[str, str | Path | None], file: Path
-) -> tuple[Task, str | Path | None, FactSet]:
-    """The task, the model and the facts: those given, else those that the run recorded."""
-    paths = {name: given[name] if given[name] is not None else getattr(source, name) for name in given}
-    if paths["task"] is None:
-        raise InputError("does not say where its task lies: give --task", file=file)
-    for name, path in paths.items():
-        if path is not None:
-            where = (file, f"source.{name}") if given[name] is None else (None, None)
-            check_place(path, home=name == "model", file=where[0], column=where[1])
-    task = Task.read(paths["task"])
-    model = paths["model"] if paths["model"] is not None else task.model_path
-    if given["model"] is None and isinstance(model, str) and is_hub_name(model, bare=True) and model != "organism":
-        raise InputError(f"used {shown(model)} from the hub: give --model {model} to fetch it", file=file)
-    return task, model, task.load_facts(paths["facts"])
-
-
-def _read_verdicts(file: Path) -> pd.DataFrame:
-    if not file.is_file():
-        raise InputError("there is no such file, so there is nothing to compare with", file=file)
-    try:
-        table = pd.read_parquet(file).drop(columns="seconds", errors="ignore")
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-        raise InputError(f"cannot be read as Parquet ({' '.join(str(error).split())[:80]})", file=file) from None
-    _check_key(table, ["fact_id"], file)
-    return table
-
-
 def _read_metrics(file: Path) -> pd.DataFrame:
     table = _measured(read_json(file))
-    _check_key(table, ["metric"], file)
+    check_key(table, ["metric"], file)
     return table
 
 
 def _measured(metrics: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(_leaves(metrics), columns=["metric", "value"])
-
-
-def _check_key(table: pd.DataFrame, key: list[str], file: Path) -> None:
-    """Refuse, before anything is run, a table whose rows could not be matched with others."""
-    for column in key:
-        if column not in table or not table[column].map(lambda value: isinstance(value, str | int)).all():
-            problem = "there is no such column, or not in every row: rows cannot be told apart"
-            raise InputError(problem, file=file, column=column)
-    twice = table.loc[table.duplicated(key), key]
-    if len(twice):
-        raise InputError(f"{shown(_name(tuple(twice.iloc[0])))} stands here twice: nothing can be compared", file=file)
 
 
 def _verdict(what: str, differences: Sequence[str], versions: dict[str, str | None]) -> Rerun:
@@ -234,13 +159,13 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, *, key: list[str]) -> Ite
         yield f"column {column!r} is there only {'then' if column in before else 'now'}"
     before, after = (table.set_index(key).sort_index() for table in (before, after))
     for row in before.index.symmetric_difference(after.index):
-        yield f"row {_name(row)} is there only {'then' if row in before.index else 'now'}"
+        yield f"row {row_name(row)} is there only {'then' if row in before.index else 'now'}"
     rows = before.index.intersection(after.index)
     before, after = before.loc[rows], after.loc[rows]
     for column in before.columns.intersection(after.columns):
         old, new = before[column], after[column]
         for i in np.flatnonzero(~_alike(old, new)):
-            yield f"{_name(rows[i])}, {column}: {old.iloc[i]} then, {new.iloc[i]} now"
+            yield f"{row_name(rows[i])}, {column}: {old.iloc[i]} then, {new.iloc[i]} now"
 
 
 def _alike(old: pd.Series, new: pd.Series) -> np.ndarray:
@@ -250,10 +175,6 @@ def _alike(old: pd.Series, new: pd.Series) -> np.ndarray:
     except (ValueError, TypeError):
         return missing | (old.astype(object) == new.astype(object)).to_numpy(dtype=bool, na_value=False)
     return missing | np.isclose(numbers[1], numbers[0], rtol=RELATIVE, atol=ABSOLUTE)
-
-
-def _name(row: Any) -> str:
-    return " ".join(str(part) for part in row) if isinstance(row, tuple) else str(row)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

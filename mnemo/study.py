@@ -93,9 +93,10 @@ class Study:
         table: a row for each fact: `COLUMNS`, further evidence, and the columns of the facts file (one named
             like a column of ours as `name_given`).
         contrasts: what each recalled fact is compared with, by fact_id, where there is something of equal length.
-        attributions: node scores of the recalled facts that have a contrast; None where none has.
+        attributions: node scores of the recalled facts that have a contrast; None where none has, or the study was read
+            back.
         waypoint: where concepts act, with every candidate tried; None where nothing could be tried.
-        readings: phrases read at the waypoint, best first, by fact_id.
+        readings: phrases read at the waypoint, best first, by fact_id; of a study that was read back the best two.
         notes: what could not be tested, and why.
         record: versions, seed, hashes and command.
     """
@@ -121,6 +122,23 @@ class Study:
         """Return one fact as it was asked."""
         row = self[fact_id]
         return Fact(fact_id=fact_id, cue=row["cue"], answer=row["answer"])
+
+    def recalled_facts(self, fact_ids: Sequence[str] = ()) -> dict[str, Fact]:
+        """Return the recalled facts by fact_id, in the order of the states at the waypoint.
+
+        Args:
+            fact_ids: facts that must be among them.
+
+        Raises:
+            MnemoError: one of these is unknown or not recalled.
+        """
+        rows = self.table.loc[self.table["recalled"].astype(bool), ["fact_id", "cue", "answer"]]
+        found = {str(i): Fact(fact_id=i, cue=cue, answer=answer) for i, cue, answer in rows.itertuples(index=False)}
+        for fact_id in fact_ids:
+            self[fact_id]  # an unknown id is refused in its own words
+            if fact_id not in found:
+                raise MnemoError(f"fact {fact_id!r} is not recalled, so nothing was read of it")
+        return found
 
     def prompt(self, fact_id: str) -> Prompt:
         """Return the recall prompt of one fact."""
@@ -159,6 +177,29 @@ class Study:
         write_text(folder / "run.json", json.dumps({**self.record, "notes": self.notes}, indent=2) + "\n")
         if report:
             self.report(folder, truth=truth)
+
+    @classmethod
+    def read(
+        cls,
+        folder: str | Path,
+        *,
+        task: str | Path | None = None,
+        model: Model | str | Path | None = None,
+        facts: str | Path | None = None,
+    ) -> Study:
+        """Read back what `extract` or `benchmark` wrote into a folder; nothing is judged again.
+
+        Args:
+            folder: the folder.
+            task, facts: where these lie now, if not where the run recorded.
+            model: a loaded model, or where it lies now.
+
+        Raises:
+            MnemoError: no run, a damaged one, or inputs that are not those of the run, in one line.
+        """
+        from mnemo.finished import read_study
+
+        return read_study(folder, task=task, model=model, facts=facts)
 
 
 def extract(

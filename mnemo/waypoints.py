@@ -37,7 +37,7 @@ SEEN = 3  # facts that must be moved by swaps, where the mean over all facts doe
 # the clearest of them counts; the last of the clearest, where they differ by chance alone (ALIKE).
 STILL_WORKS, AS_CLEAR, SAME_FACTS, ALIKE = 0.5, 0.9, 0.98, 0.98
 
-_COLUMNS = [
+CANDIDATE_COLUMNS = [
     "layer", "position", "share", "swap", "control", "leakage", "sufficiency", "score", "moved", "decided", "legible",
 ]  # fmt: skip
 
@@ -223,7 +223,7 @@ def find_waypoint(
     for site, share in sites.items():
         attempt(site, share)
     while True:
-        candidates = pd.DataFrame(found, columns=_COLUMNS)
+        candidates = pd.DataFrame(found, columns=CANDIDATE_COLUMNS)
         site = choose_site(candidates, moved)
         if (halfway := _halfway(model, site, candidates)) is None:
             break
