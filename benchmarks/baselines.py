@@ -17,23 +17,19 @@ Agreement, which never looks inside, is a column of the verdicts themselves.
 
 from __future__ import annotations
 
-import warnings
-
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.tools.analysis import JacobianLens, logit_readout
 
 from mnemo.concept_vectors import agrees, ask_concepts, choose_targets
+from mnemo.lenses import Lens
 from mnemo.model import Model
 from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.prompts import Prompt
 from mnemo.study import Study
 
 TARGETS = 6
-LENS_PROMPTS = 8  # the Jacobian lens averages over them
-LENS_COLUMNS = 64  # of a Jacobian, made in one run backward
 
 
 def baselines(study: Study, *, seed: int = 0) -> pd.DataFrame:
@@ -79,23 +75,13 @@ def _lenses(
     model: Model, prompts: list[Prompt], streams: Float[Tensor, "fact layer d"], first: Int[Tensor, " fact"]
 ) -> dict[str, Float[Tensor, " fact"]]:
     """Largest probability over the layers of each fact's token, read by either lens."""
-    texts = [prompt.text for prompt in prompts[:: max(1, len(prompts) // LENS_PROMPTS)]][:LENS_PROMPTS]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of short prompts, and study prompts are short
-        lens = JacobianLens.fit(
-            model.bridge, texts, corpus="recall prompts", skip_first_positions=0, dim_batch=LENS_COLUMNS,
-            show_progress=False,
-        )  # fmt: skip
-    through = {"logit lens": streams[:, 1:], "Jacobian lens": streams[:, 1:].clone()}
-    for layer in lens.source_layers:  # block `layer` has run, so the stream's layer is one more
-        through["Jacobian lens"][:, layer] = lens.transport(streams[:, layer + 1], layer).cpu()
+    lenses = {"logit lens": Lens(model, prompts[0]), "Jacobian lens": Lens.fitted(model, prompts)}
 
-    def largest(vectors: Float[Tensor, "fact layer d"]) -> Float[Tensor, " fact"]:
-        wanted = first[:, None].expand(-1, vectors.shape[1]).to(model.device)
-        read = logit_readout(model.bridge, vectors.to(model.device), targets=wanted, return_type="probs")
-        return read.values[..., 0].amax(1).cpu()
+    def largest(lens: Lens) -> Float[Tensor, " fact"]:
+        layers = range(1, model.n_layers)
+        return torch.stack([lens.of_tokens(first, streams[:, layer], layer=layer) for layer in layers]).amax(0)
 
-    return {name: largest(vectors[:, :-1]) for name, vectors in through.items()}
+    return {name: largest(lens) for name, lens in lenses.items()}
 
 
 def _share(

@@ -163,8 +163,7 @@ class Reader:
     ) -> list[list[Reading]]:
         """Return, for each state, the phrases it may stand for, the best first (see `ReadsConcepts`)."""
         compared = Others(states, facts) if others is None else others
-        references = _references(len(compared.states), seed)
-        another = _another(facts, compared.facts, references, same=others is None)
+        references, another = draw_references(facts, compared.facts, seed=seed, same=others is None)
         readers = [self.spare if self.spare is not None and fact.cue == self.cue else self for fact in facts]
         found: list[list[Reading]] = [[] for _ in facts]
         for reader in (self, self.spare):
@@ -211,14 +210,14 @@ def read_cues(
         raise MnemoError("the task has no `verbalise` template: add one, such as 'expand {cue} is'")
     with task.blaming("verbalise"):
         asked = Asked(tuple(render(task.verbalise, fact.cue, model.tokens) for fact in facts))
-    references = _references(len(facts), seed)
+    references, another = draw_references(facts, facts, seed=seed, same=True)
     written = readable_phrases(model, asked, max_tokens=task.max_concept_tokens)
     found = read_phrases(
         model,
         asked,
         facts=facts,
         against=asked.rows(references),
-        another=_another(facts, facts, references, same=True),
+        another=another,
         written=written,
         lexicon=spelled(model, asked.hosts[0], lexicon) if facts else (),
     )
@@ -310,21 +309,11 @@ class Bank:
     ) -> list[list[Reading]]:
         """Return, for each state, the phrases it may stand for, the best first (see `ReadsConcepts`)."""
         compared = Others(states, facts) if others is None else others
-        references = _references(len(compared.states), seed)
-        another = _another(facts, compared.facts, references, same=others is None)
+        references, another = draw_references(facts, compared.facts, seed=seed, same=others is None)
         mean = compared.states.mean(0)
         both = self._logprobs(torch.cat([states, compared.states[references]]) - mean, layer=layer)
         own, under = both.split([len(states), len(references)])
-        ranked: list[list[Reading]] = []
-        for fact, row, against in zip(facts, own, another, strict=True):
-            likely = row.topk(min(LEXICON_CANDIDATES + 1, len(row)))
-            mine = [
-                Reading(self.phrases[p], (), logprob, _ratio(logprob, under[against, p]))
-                for p, logprob in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-                if _is_a_concept(self.phrases[p], fact)
-            ]
-            ranked.append(sorted(mine, key=lambda r: -r.ratio))
-        return ranked
+        return rank_known(self.phrases, own, under, facts=facts, another=another, most=LEXICON_CANDIDATES + 1)
 
     def probabilities(
         self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
@@ -368,21 +357,56 @@ def chance(
     ]  # (Phipson and Smyth 2010: the data themselves are one of the permutations)
 
 
-def _references(n: int, seed: int) -> Int[Tensor, " reference"]:
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:REFERENCES]
+def draw_references(
+    facts: Sequence[Fact], others: Sequence[Fact], *, seed: int, same: bool
+) -> tuple[Int[Tensor, " reference"], Bool[Tensor, "fact reference"]]:
+    """Draw up to REFERENCES of some facts, and say which of them each fact is compared with.
 
+    They are those with another answer, as one with the fact's own may share its concept; where all have its answer,
+    those that are another fact.
 
-def _another(
-    facts: Sequence[Fact], others: Sequence[Fact], references: Int[Tensor, " reference"], *, same: bool
-) -> Bool[Tensor, "fact reference"]:
-    """Which references a fact is compared with: those with another answer, as one with its own may share its concept.
-
-    Where all have its answer, those that are another fact; `same` says that `others` are the facts themselves.
+    Args:
+        facts: what is compared.
+        others: what to draw from.
+        seed: decides the draw.
+        same: whether `others` are the facts themselves.
     """
-    chosen = [others[r] for r in references.tolist()]
-    itself = torch.arange(len(facts))[:, None] == references if same else torch.zeros(len(facts), len(chosen)).bool()
+    drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:REFERENCES]
+    chosen = [others[r] for r in drawn.tolist()]
+    itself = torch.arange(len(facts))[:, None] == drawn if same else torch.zeros(len(facts), len(chosen)).bool()
     unlike = torch.tensor([[other.answer != fact.answer for other in chosen] for fact in facts]).view(itself.shape)
-    return torch.where(unlike.any(1, keepdim=True), unlike, ~itself)
+    return drawn, torch.where(unlike.any(1, keepdim=True), unlike, ~itself)
+
+
+def rank_known(
+    phrases: tuple[str, ...],
+    own: Float[Tensor, "fact phrase"],
+    under: Float[Tensor, "reference phrase"],
+    *,
+    facts: Sequence[Fact],
+    another: Bool[Tensor, "fact reference"],
+    most: int,
+) -> list[list[Reading]]:
+    """Return, for each fact, the likeliest of some phrases that may be concepts, the largest likelihood ratio first.
+
+    Args:
+        phrases: what may be read.
+        own: their log-probabilities (nats per token) under the state of each fact.
+        under: the same under each reference.
+        facts: the facts: neither cue nor answer is read as a concept.
+        another: which references each fact is compared with.
+        most: how many phrases are ranked for each fact.
+    """
+    ranked: list[list[Reading]] = []
+    for fact, row, against in zip(facts, own, another, strict=True):
+        likely = row.topk(min(most, len(row)))
+        mine = [
+            Reading(phrases[p], (), logprob, _ratio(logprob, under[against, p]))
+            for p, logprob in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+            if _is_a_concept(phrases[p], fact)
+        ]
+        ranked.append(sorted(mine, key=lambda r: -r.ratio))
+    return ranked
 
 
 def _ratio(logprob: float, others: Float[Tensor, " reference"]) -> float:

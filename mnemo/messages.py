@@ -8,19 +8,22 @@ put together there from several.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnemo.activations import contributions, values_at, writer_hooks
+from mnemo.concepts import Others
 from mnemo.errors import MnemoError
 from mnemo.graph import Writer, writers
+from mnemo.memory import Shape
 from mnemo.patching import over_batches
+from mnemo.prompts import render
 from mnemo.reading import reader_for
 
 if TYPE_CHECKING:
@@ -29,16 +32,25 @@ if TYPE_CHECKING:
     from mnemo.prompts import Prompt
     from mnemo.study import Study
 
+WHOLE = "whole state"  # stands in a table of messages for all of them together
+
 
 def read_messages(
-    study: Study, fact_ids: Sequence[str], *, only: Sequence[str] = (), seed: int = 0, progress: bool = True
+    study: Study,
+    fact_ids: Sequence[str],
+    *,
+    only: Sequence[str] = (),
+    strongest: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """Read what every writer before the waypoint says of some facts.
+    """Read what the writers before the waypoint say of some facts.
 
     Args:
         study: what `extract` found.
         fact_ids: recalled facts.
         only: labels of writers (``embed``, ``h1.2``, ``mlp1``); all before the waypoint if empty.
+        strongest: how many writers to read for each fact, those with the largest `norm`; None for all.
         seed: draws the facts that readings are compared with.
         progress: show a progress bar.
 
@@ -53,40 +65,72 @@ def read_messages(
     """
     if study.waypoint is None:
         raise MnemoError("this study has no waypoint, so there are no messages to it: see its notes")
-    facts = study.table[study.table["recalled"]].reset_index(drop=True)
-    rows = {fact_id: i for i, fact_id in enumerate(facts["fact_id"])}
-    for fact_id in fact_ids:
-        study[fact_id]  # an unknown id is refused in its own words
-        if fact_id not in rows:
-            raise MnemoError(f"fact {fact_id!r} is not recalled, so nothing was read of it")
-    asked = [study.fact(fact_id) for fact_id in facts["fact_id"]]
+    facts = study.recalled_facts(fact_ids)
+    asked, place = list(facts.values()), {fact_id: i for i, fact_id in enumerate(facts)}
     reader, notes = reader_for(study.model, study.task, asked)
     if reader is None:
         raise MnemoError(notes[-1])
     site, states = study.waypoint.site, study.waypoint.states
     known = [writer for writer in writers(study.model) if writer.layer < site.layer]
     chosen = _chosen(known, only)
-    sent = _messages(study.model, [study.prompt(i) for i in facts["fact_id"]], site=site, until=len(known))
-    spread = (states - states.mean(0)).norm(dim=-1)
+    prompts = [render(study.task.recall, fact.cue, study.model.tokens) for fact in asked]
+    rows = torch.tensor([place[fact_id] for fact_id in fact_ids])
+    norms = _norms(study.model, prompts, rows, site=site, until=len(known))[:, chosen]
+    norms /= (states[rows] - states.mean(0)).norm(dim=-1, keepdim=True)
+    read = torch.zeros_like(norms).bool()
+    read.scatter_(1, norms.topk(min(strongest or len(chosen), len(chosen)), dim=1).indices, True)
+    columns = read.any(0).nonzero()[:, 0].tolist()
+    every = _messages(study.model, prompts, site=site, some=[chosen[k] for k in columns])
+    apart = states.mean(0) + every.sub_(every.mean(0)).movedim(1, 0)
     found = []
-    for k in tqdm(chosen, desc="reading messages", disable=not progress, leave=False):
-        message = sent[:, k] - sent[:, k].mean(0)
-        readings = reader.read(states.mean(0) + message, layer=site.layer, facts=asked, seed=seed)
-        for fact_id in fact_ids:
-            i = rows[fact_id]
-            best = readings[i][0] if readings[i] else None
-            concept = facts.loc[i, "concept"]
+    for k, said in zip(tqdm(columns, desc="reading messages", disable=not progress, leave=False), apart, strict=True):
+        mine: list[int] = read[:, k].nonzero()[:, 0].tolist()
+        whose, others = [facts[fact_ids[i]] for i in mine], Others(said, asked)
+        readings = reader.read(said[rows[mine]], layer=site.layer, facts=whose, seed=seed, others=others)
+        for i, phrases in zip(mine, readings, strict=True):
+            best = phrases[0] if phrases else None
             found.append(
                 {
-                    "writer": known[k].label,
-                    "fact_id": fact_id,
+                    "writer": known[chosen[k]].label,
+                    "fact_id": fact_ids[i],
                     "concept": best.phrase if best else None,
                     "ratio": best.ratio if best else None,
-                    "norm": float(message[i].norm() / spread[i]),
-                    "agrees": best is not None and best.phrase == concept,
+                    "norm": float(norms[i, k]),
+                    "agrees": best is not None and best.phrase == study[fact_ids[i]]["concept"],
                 }
             )
     return pd.DataFrame(found, columns=["writer", "fact_id", "concept", "ratio", "norm", "agrees"])
+
+
+def messages_beside_state(
+    study: Study, fact_ids: Sequence[str], *, strongest: int = 8, seed: int = 0, progress: bool = False
+) -> pd.DataFrame:
+    """Return the strongest messages of some facts, each fact's whole state in front of them.
+
+    Args:
+        study, fact_ids, strongest, seed, progress: as for `read_messages`.
+
+    Returns:
+        the columns of `read_messages`, fact by fact, the largest norm first. The first row of a fact is its whole state
+        at the waypoint, `writer` being ``whole state`` and `norm` 1.
+
+    Raises:
+        MnemoError: as `read_messages` does.
+    """
+    table = read_messages(study, fact_ids, strongest=strongest, seed=seed, progress=progress)
+    found = []
+    for fact_id in fact_ids:
+        row = study[fact_id]
+        read = isinstance(row["concept"], str)
+        whole = {
+            "concept": row["concept"] if read else None,
+            "ratio": row["concept_score"],
+            "norm": 1.0,
+            "agrees": read,
+        }
+        found.append(pd.DataFrame([{"writer": WHOLE, "fact_id": fact_id, **whole}]))
+        found.append(table[table["fact_id"] == fact_id].sort_values("norm", ascending=False, kind="stable"))
+    return pd.concat(found, ignore_index=True) if found else table
 
 
 def _chosen(known: Sequence[Writer], only: Sequence[str]) -> list[int]:
@@ -97,16 +141,40 @@ def _chosen(known: Sequence[Writer], only: Sequence[str]) -> list[int]:
     return [k for k, label in enumerate(labels) if not only or label in only]
 
 
-def _messages(model: Model, prompts: Sequence[Prompt], *, site: Site, until: int) -> Float[Tensor, "fact writer d"]:
-    """What the first so many writers add to the stream at the site's position, without biases."""
-    found = torch.empty(len(prompts), until, model.d_model)
-    here = slice(site.position, site.position + 1 or None)
+def _sent(
+    model: Model, prompts: Sequence[Prompt], *, site: Site, until: int
+) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "row writer d"]]]:
+    """Yield, batch by batch, what the first so many writers add to the stream at the site, without biases."""
+    here, shape = slice(site.position, site.position + 1 or None), Shape.of(model)
 
     @torch.no_grad()
-    def run(rows: Tensor, tokens: Tensor) -> None:
+    def run(rows: Tensor, tokens: Tensor) -> Tensor:
         values, _ = values_at(model, tokens, writer_hooks(model))
-        found[rows] = contributions(model, values, some=slice(until), positions=here)[:, 0].float().cpu()
+        return contributions(model, values, some=slice(until), positions=here)[:, 0].float().cpu()
 
-    for _ in over_batches(model, prompts, run):
-        pass
+    def held(length: int) -> int:  # what heads and MLPs put out at all positions, and the messages at one
+        return shape.forward_bytes(length) + 4 * model.d_model * (2 * model.n_layers * length + 2 * until)
+
+    yield from over_batches(model, prompts, run, bytes_each=held)
+
+
+def _messages(
+    model: Model, prompts: Sequence[Prompt], *, site: Site, some: Sequence[int]
+) -> Float[Tensor, "fact writer d"]:
+    """What some writers, by their place in `mnemo.graph.writers`, add to the stream at the site's position."""
+    found = torch.empty(len(prompts), len(some), model.d_model)
+    for rows, sent in _sent(model, prompts, site=site, until=max(some) + 1):
+        found[rows] = sent[:, some]
     return found
+
+
+def _norms(
+    model: Model, prompts: Sequence[Prompt], chosen: Int[Tensor, " row"], *, site: Site, until: int
+) -> Float[Tensor, "row writer"]:
+    """Norms of what the first so many writers say of the chosen facts, less the mean over all facts."""
+    mean, own = torch.zeros(until, model.d_model), torch.empty(len(chosen), until, model.d_model)
+    for rows, sent in _sent(model, prompts, site=site, until=until):
+        mean += sent.sum(0) / len(prompts)
+        mine, place = (chosen[:, None] == rows).nonzero(as_tuple=True)
+        own[mine] = sent[place]
+    return (own - mean).norm(dim=-1)

@@ -29,7 +29,7 @@ def test_messages_add_up_to_the_state_less_biases(study):
     site, model = study.waypoint.site, study.model
     prompts = [study.prompt(i) for i in study.table["fact_id"]]
     before = [writer for writer in writers(model) if writer.layer < site.layer]
-    sent = _messages(model, prompts, site=site, until=len(before)).sum(1)
+    sent = _messages(model, prompts, site=site, some=range(len(before))).sum(1)
     states = read_stream(model, prompts, [site.position])[:, site.layer, 0]
     torch.testing.assert_close(sent - sent.mean(0), states - states.mean(0), atol=1e-4, rtol=1e-3)
 

@@ -1,0 +1,155 @@
+"""Reading single tokens straight out of the residual stream, with the lenses of transformer-lens.
+
+The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens") puts a state through the final norm and the
+unembedding as if no block were left. The Jacobian lens (Gurnee et al. 2026, "Verbalizable representations form a global
+workspace in language models") first carries it to the last block with the mean Jacobian between the two. Neither asks
+the model anything, so they need no template; and neither can read a phrase of several tokens, of which the first alone
+is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mnemo.concepts import Others, Reading, draw_references, rank_known
+from mnemo.errors import MnemoError
+from mnemo.libraries import in_one_line, quietly
+from mnemo.phrases import spelled
+
+if TYPE_CHECKING:
+    from transformer_lens.tools.analysis import JacobianLens
+
+    from mnemo.facts import Fact
+    from mnemo.model import Model
+    from mnemo.prompts import Prompt
+
+CANDIDATES = 16  # tokens ranked for each state, the likeliest
+FITTED = 8  # prompts that the Jacobian is averaged over
+COLUMNS = 64  # of a Jacobian, made in one run backward
+
+
+@dataclass(frozen=True)
+class Lens:
+    """Reads states as single tokens.
+
+    A word that several tokens spell (with a space before it and without) is as likely as they are together.
+
+    Attributes:
+        model: the model.
+        host: a prompt that phrases would follow, which decides how they are spelled.
+        jacobian: what carries a state to the last block; None for the logit lens, which leaves it as it is.
+    """
+
+    model: Model
+    host: Prompt
+    jacobian: JacobianLens | None = None
+
+    @classmethod
+    def fitted(cls, model: Model, prompts: Sequence[Prompt], *, layers: Sequence[int] | None = None) -> Lens:
+        """Fit the Jacobian lens to up to FITTED of some prompts, spread evenly.
+
+        It takes d_model / COLUMNS runs backward of each, with COLUMNS copies of the prompt.
+
+        Args:
+            model: the model.
+            prompts: the prompts.
+            layers: of the residual stream that will be read (1 is behind the first block); None for all.
+
+        Raises:
+            MnemoError: the library cannot fit it to this model.
+        """
+        from transformer_lens.tools.analysis import JacobianLens
+
+        texts = [prompt.text for prompt in prompts[:: max(1, len(prompts) // FITTED)]][:FITTED]
+        blocks = None if layers is None else [layer - 1 for layer in layers if layer < model.n_layers]
+        what = f"{model.name}: no Jacobian lens can be fitted"
+        # (It warns of short prompts, and study prompts are short.)
+        with quietly(), in_one_line(what, fix="read with another reader"):
+            jacobian = JacobianLens.fit(
+                model.bridge, texts, corpus="recall prompts", source_layers=blocks, skip_first_positions=0,
+                dim_batch=min(COLUMNS, model.d_model), show_progress=False,
+            )  # fmt: skip
+        return cls(model, prompts[0], jacobian)
+
+    def read(
+        self,
+        states: Float[Tensor, "fact d"],
+        *,
+        layer: int,
+        facts: Sequence[Fact],
+        seed: int = 0,
+        others: Others | None = None,
+    ) -> list[list[Reading]]:
+        """Return, for each state, the words it may stand for, the best first (see `ReadsConcepts`)."""
+        compared = Others(states, facts) if others is None else others
+        references, another = draw_references(facts, compared.facts, seed=seed, same=others is None)
+        words = self._words(states, layer=layer)
+        if not words:
+            return [[] for _ in facts]
+        own, under = (self._logprobs(words, rows, layer=layer) for rows in (states, compared.states[references]))
+        return rank_known(tuple(words), own, under, facts=facts, another=another, most=CANDIDATES)
+
+    def probabilities(
+        self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
+    ) -> Float[Tensor, " row"]:
+        """Return the probability of each phrase's first token under the state beside it (see `ReadsConcepts`)."""
+        first = {phrase: spelled(self.model, self.host, [phrase]) for phrase in dict.fromkeys(phrases)}
+        rows = [i for i, phrase in enumerate(phrases) if first[phrase]]
+        found = torch.full((len(phrases),), torch.nan)
+        if rows:
+            tokens = torch.tensor([first[phrases[i]][0][0] for i in rows])
+            found[rows] = self.of_tokens(tokens, states[rows], layer=layer)
+        return found
+
+    def of_tokens(
+        self, tokens: Int[Tensor, " row"], states: Float[Tensor, "row d"], *, layer: int
+    ) -> Float[Tensor, " row"]:
+        """Return the probability of each token under the state beside it."""
+        return self._probabilities(states, layer=layer, targets=tokens.to(self.model.device))[:, 0]
+
+    def _words(self, states: Float[Tensor, "row d"], *, layer: int) -> dict[str, list[int]]:
+        """The words among the likeliest tokens of all states, and the tokens that spell each."""
+        most = min(2 * CANDIDATES, self.model.vocab_size)
+        likely = self._readout(states, layer=layer, top_k=most).top_ids
+        words: dict[str, list[int]] = {}
+        for token in torch.as_tensor(likely).unique().tolist():
+            text = self.model.tokens.decode([token]).strip()
+            if any(character.isalnum() for character in text):
+                words.setdefault(text, []).append(token)
+        return words
+
+    def _logprobs(
+        self, words: dict[str, list[int]], states: Float[Tensor, "row d"], *, layer: int
+    ) -> Float[Tensor, "row word"]:
+        tokens = torch.tensor([token for spellings in words.values() for token in spellings])
+        which = torch.tensor([i for i, spellings in enumerate(words.values()) for _ in spellings])
+        said = self._probabilities(states, layer=layer, vocab=tokens)
+        return torch.zeros(len(states), len(words)).index_add_(1, which, said).log()
+
+    def _probabilities(self, states: Float[Tensor, "row d"], *, layer: int, **of: Tensor) -> Float[Tensor, "row token"]:
+        return self._readout(states, layer=layer, return_type="probs", **of).values.float().cpu()
+
+    def _readout(self, states: Float[Tensor, "row d"], *, layer: int, **chosen: Any) -> Any:
+        """What the library reads in states carried to the last block.
+
+        Raises:
+            MnemoError: it cannot read this model.
+        """
+        from transformer_lens.tools.analysis import logit_readout
+
+        with in_one_line(f"{self.model.name} cannot be read with a lens", fix="read with another reader"):
+            return logit_readout(self.model.bridge, self._at_the_end(states, layer=layer), **chosen)
+
+    def _at_the_end(self, states: Float[Tensor, "row d"], *, layer: int) -> Float[Tensor, "row d"]:
+        states = states.to(self.model.device)
+        if self.jacobian is None or layer == self.model.n_layers:
+            return states
+        if layer - 1 not in self.jacobian.source_layers:
+            raise MnemoError(f"this Jacobian lens was not fitted to the stream after {layer} blocks: fit it there")
+        return self.jacobian.transport(states, layer - 1)
