@@ -132,37 +132,46 @@ def trace_command(
     contrast_cue: Annotated[str | None, typer.Option(help="Cue of the fact to compare it with, else drawn.")] = None,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="Paths to list.")] = 50,
     doses: Annotated[
-        bool, typer.Option("--doses/--no-doses", help="Also intervene on its concept; needs a quick extract first.")
+        bool,
+        typer.Option(
+            "--doses/--no-doses", help="Also read its concept and intervene on it, with a quick extract first."
+        ),
     ] = True,
+    run: Annotated[
+        Path | None, typer.Option(callback=_place, help="What extract wrote: look where that did, judge nothing again.")
+    ] = None,
     out: Out = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**31 - 1, help="Decides every draw, else that of --run, else 0.")
+    ] = None,
     memory_gb: MemoryGb = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
-    """Trace one fact: which components, edges and paths carry the answer, and the curve of every intervention."""
-    from mnemo.report import print_doses, print_trace
+    """Trace one fact: components, edges and paths, what is read where its concept acts, and every intervention."""
+    from mnemo.fact_evidence import FactEvidence
+    from mnemo.memory import memory_budget
+    from mnemo.report import print_evidence, print_trace
+    from mnemo.study import Study, extract
     from mnemo.tracing import trace
 
-    folder = out or _default_out(task) / "trace"
+    folder = out or (run or _default_out(task)) / "trace"
     chosen = _model(task, model, dtype=dtype, device=device)
-    found = trace(task, cue, contrast=contrast_cue, model=chosen, top=top, seed=seed, memory_gb=memory_gb)
-    found.write(folder)
-    print_trace(found, folder)
-    if not doses:
-        return
-    from mnemo.doses import dose_curves, write_doses
-    from mnemo.study import extract
-
-    study = extract(task, model=chosen, quick=True, seed=seed, memory_gb=memory_gb)
-    concept = study[found.fact_id]["concept"]
-    try:
-        curves = dose_curves(study, found.fact_id, seed=seed)
-    except MnemoError as error:  # the trace stands without them
-        _say(f"no interventions: {error}")
-        return
-    write_doses(curves, folder, title=f"{found.cue} → {concept} → {found.answer}")
-    print_doses(curves, folder)
+    with memory_budget(memory_gb):
+        study = None if run is None else Study.read(run, task=task, model=chosen)
+        if seed is None:
+            seed = 0 if study is None else int(study.record["seed"])
+        source, given = (task, chosen) if study is None else (study, study.model)
+        found = trace(source, cue, contrast=contrast_cue, model=given, top=top, seed=seed, memory_gb=memory_gb)
+        found.write(folder)
+        print_trace(found, folder)
+        if not doses:
+            return
+        if study is None:
+            study = extract(task, model=chosen, quick=True, seed=seed, memory_gb=memory_gb)
+        evidence = FactEvidence.of(study, found.fact_id, seed=seed)
+        evidence.write(folder)
+        print_evidence(evidence, folder, run=run)
 
 
 @app.command("sweep")

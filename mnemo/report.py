@@ -14,6 +14,7 @@ from mnemo.cluster.manifest import is_done
 from mnemo.cluster.plan import Run
 from mnemo.doses import CURVES
 from mnemo.errors import visible
+from mnemo.fact_evidence import FILES, FactEvidence
 from mnemo.facts import is_hub_name
 from mnemo.invented import strongest_first
 from mnemo.plan import Plan
@@ -205,16 +206,75 @@ def print_trace(trace: Trace, folder: Path, *, rows: int = 10) -> None:
     console.print(f"written: {plain(str(folder / 'graph.json'))}, trace.png and the tables beside them")
 
 
-def print_doses(doses: pd.DataFrame, folder: Path) -> None:
-    """Print what each intervention does at a dose of 1, the one that verdicts rest on."""
+def print_evidence(evidence: FactEvidence, folder: Path, *, run: Path | None) -> None:
+    """Print where a fact was looked at, what each reader reads there, the strongest messages, and the interventions.
+
+    Args:
+        evidence: what was found.
+        folder: where it was written.
+        run: the folder that the study was read from; None for one made for this.
+    """
     console = Console()
+    _print_place(console, evidence, run)
+    if "readings" in evidence.tables:
+        _print_readings(console, evidence.tables["readings"])
+    if "messages" in evidence.tables:
+        _print_messages(console, evidence.tables["messages"])
+    if "doses" in evidence.tables:
+        _print_doses(console, evidence.tables["doses"])
+    for note in evidence.notes:
+        console.print(f"note: {plain(note)}", style="yellow")
+    written = [file for file in FILES if (folder / file).is_file()]
+    console.print(f"written: {plain(str(folder / written[0]))}, {', '.join(written[1:])}")
+
+
+def _print_place(console: Console, evidence: FactEvidence, run: Path | None) -> None:
+    study, row = evidence.study, evidence.study[evidence.fact_id]
+    effort = "quick" if study.record["quick"] else "full"
+    if run is None:
+        whose = f"a {effort} extract made now; one without --quick may stand elsewhere (give its folder with --run)"
+    else:
+        whose = f"the {effort} run in {plain(str(run))}, seed {study.record['seed']}"
+    if study.waypoint is None:
+        console.print(f"no waypoint, by {whose}")
+        return
+    site = study.waypoint.site
+    token = plain(study.model.tokens.pieces(study.prompt(evidence.fact_id).tokens)[site.position])
+    console.print(f"waypoint: after block {site.layer}, at {token}, {-site.position} from the end, by {whose}")
+    concept = plain(str(row["concept"])) if isinstance(row["concept"], str) else "none"
+    console.print(f"verdict there: [bold]{row['verdict']}[/bold], score {_number(row['score'])}; concept: {concept}")
+
+
+def _print_readings(console: Console, readings: pd.DataFrame) -> None:
+    table = Table("reader", "reads", "nats/token", "p", "then", box=None, pad_edge=False)
+    for reader, rows in readings.groupby("reader", sort=False):
+        best, rest = rows.iloc[0], rows["phrase"].iloc[1:3]
+        text = plain(best["phrase"]) if isinstance(best["phrase"], str) else f"[dim]{plain(str(best['note']))}[/dim]"
+        then = plain(", ".join(rest))
+        table.add_row(plain(str(reader)), text, _number(best["ratio"]), _number(best["p_value"]), then)
+    console.print(table)
+    console.print()
+
+
+def _print_messages(console: Console, messages: pd.DataFrame) -> None:
+    table = Table("writer", "carries", "nats/token", "size", "the concept?", box=None, pad_edge=False)
+    for row in messages.to_dict("records"):
+        carries = plain(row["concept"]) if isinstance(row["concept"], str) else "-"
+        agrees = "yes" if row["agrees"] else ""
+        table.add_row(plain(row["writer"]), carries, _number(row["ratio"]), f"{row['norm']:.1%}", agrees)
+    console.print(table)
+    console.print()
+
+
+def _print_doses(console: Console, doses: pd.DataFrame) -> None:
+    """Print what each intervention does at a dose of 1, the one that verdicts rest on."""
     at_one = doses[(doses["dose"] - 1).abs() < 1e-9]
     table = Table("intervention at dose 1", "trials", "P(own answer)", "P(predicted answer)", box=None, pad_edge=False)
     for name, trials in at_one.groupby("curve", sort=False):
         own, predicted = trials["p_own"].mean(), trials["p_predicted"].mean()
         table.add_row(f"{name}: {CURVES[str(name)]}", str(len(trials)), _number(own), _number(predicted))
     console.print(table)
-    console.print(f"written: {plain(str(folder / 'doses.png'))} and doses.csv")
+    console.print()
 
 
 def _print_shares(console: Console, what: str, rows: list[tuple[str, float, float, Any]], *, last: str = "") -> None:

@@ -20,6 +20,7 @@ from mnemo.doses import dose_curves
 from mnemo.errors import MnemoError
 from mnemo.files import replacing, write_text
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented, strongest_first
+from mnemo.messages import messages_beside_state
 from mnemo.plot import dose_figure, swap_by_fact, verdict_overview
 from mnemo.plot.style import new_figure
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from mnemo.study import Study
 
-LISTED, SHOWN = 10, 5  # mnemonics listed as invented, and facts shown with their paths
+LISTED, SHOWN = 10, 5  # mnemonics listed as invented, and facts shown with their paths and messages
+MESSAGES = 3  # of each of those, the strongest
 TIERS = {
     "mnemonic": "swapping the concept moves the answer as predicted, and the second hop is that of the concept's own "
     "prompt",
@@ -107,6 +109,7 @@ def summarise(study: Study, *, truth: pd.DataFrame | None = None) -> dict[str, A
     through = recalled[recalled["verdict"].isin(THROUGH_A_CONCEPT)]
     free = recalled if kinds is None else recalled[(kinds == "free").to_numpy()[recalled.index]]
     marked = strongest_first(table)
+    clearest = _clearest_first(through) if "concept_score" in through else through.head(0)
     return {
         "task": study.task,
         "record": study.record,
@@ -120,7 +123,8 @@ def summarise(study: Study, *, truth: pd.DataFrame | None = None) -> dict[str, A
         "invented": count_invented(free, seed=int(study.record["seed"])) if "evoked_answer" in table else None,
         "marks": marked["invented"].value_counts().to_dict(),
         "examples": _example_rows(marked, LISTED),
-        "clearest": _example_rows(_clearest_first(through), SHOWN) if "concept_score" in through else [],
+        "clearest": _example_rows(clearest, SHOWN),
+        "messages": _message_rows(study, clearest.head(SHOWN)),
         "kinds": _kind_rows(table, kinds),
         "truth_known": truth is not None,
         "notes": study.notes,
@@ -192,6 +196,18 @@ def _example_rows(facts: pd.DataFrame, most: int) -> list[dict[str, Any]]:
         "entailment", "entailment_control", "top_path", "top_path_share",
     )  # fmt: skip
     return [{name: _plain(row[name]) for name in columns} for _, row in facts.head(most).iterrows()]
+
+
+def _message_rows(study: Study, facts: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the strongest writers into the waypoint carry of each fact, after its whole state; none if unreadable."""
+    try:
+        found = messages_beside_state(study, list(facts["fact_id"]), strongest=MESSAGES, seed=int(study.record["seed"]))
+    except MnemoError:  # no waypoint or nothing to read with; the notes say why
+        return []
+    named = found.merge(facts[["fact_id", "cue", "answer"]], on="fact_id")
+    first = ~named["fact_id"].duplicated()
+    rows = named.assign(first=first).to_dict("records")
+    return [{str(name): _plain(value) for name, value in row.items()} for row in rows]
 
 
 def _doubts(study: Study, through: pd.DataFrame) -> list[str]:
