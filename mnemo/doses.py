@@ -25,12 +25,13 @@ from mnemo.patching import Patch, ask
 from mnemo.prompts import Prompt
 from mnemo.study_concepts import study_concepts
 from mnemo.tables import write_csv
+from mnemo.trials import resampled
 
 if TYPE_CHECKING:
     from mnemo.study import Study
 
 DOSES = tuple(step / 8 for step in range(17))  # 0 to 2
-TARGETS, RANDOM = 6, 6  # other concepts swapped to; random directions
+TARGETS, RANDOM = 6, 6  # other concepts swapped to; random directions, and random other facts
 
 # Curves: what is done to the state at each dose a.
 CURVES = {
@@ -39,6 +40,7 @@ CURVES = {
     "random swap": "state + a (random direction of the swap's norm); control of the swaps",
     "same answer": "state + a (other concept with the same answer - own concept); must change nothing",
     "remove": "state - a (own concept)",
+    "resample": "state + a (concept of a random other fact - own concept); whatever answer that has",
     "random removal": "state - a (random vector of its norm); control of the removal",
     "suffice": "mean state + a (own concept); at dose 0 nothing but the rest of the prompt speaks",
     "other suffices": "mean state + a (another concept); control of the above",
@@ -153,6 +155,8 @@ def _curves(study: Study, row: pd.Series, *, targets: int, seed: int) -> tuple[l
     others = others[others >= 0]
     rivals = (table.answers == table.answers[own]) & (torch.arange(len(table)) != own)
     rivals = rivals.nonzero()[:targets, 0]
+    drawn = resampled(vectors, fact, own, seed=seed, most=RANDOM)[0]
+    drawn = drawn[drawn >= 0]
     draw = torch.Generator().manual_seed(seed)
     state, vector = vectors.states[fact], vectors.seen_by(fact, own)
 
@@ -169,6 +173,7 @@ def _curves(study: Study, row: pd.Series, *, targets: int, seed: int) -> tuple[l
         moved("random swap", state, like(from_own(aimed), draw), aimed, predicts=True),
         moved("same answer", state, from_own(rivals), rivals),
         moved("remove", state, -vector, own),
+        moved("resample", state, from_own(drawn), drawn),
         moved("random removal", state, like(vector.expand(RANDOM, -1), draw), own.expand(RANDOM)),
         moved("suffice", vectors.mean[None], vector, own),
         moved("other suffices", vectors.mean[None], vectors.seen_by(fact.expand(len(others)), others), others),

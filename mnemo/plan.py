@@ -33,7 +33,7 @@ from mnemo.prompts import question_and_answer, render
 from mnemo.study import QUICK, Effort
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
-from mnemo.trials import LEAST, RIVALS, WITNESSES, directions_beside
+from mnemo.trials import LEAST, RESAMPLED, RIVALS, WITNESSES, directions_beside
 from mnemo.verdict import SORTS
 from mnemo.waypoints import PATCHED, POSITIONS, SAMPLE, TARGETS
 
@@ -231,7 +231,7 @@ def _interventions(facts: FactSet, effort: Effort, *, sites: int) -> int:
     def runs(others: Sequence[int]) -> int:
         """The same where each fact has so many other concepts to be swapped to."""
         random = directions_beside(min(effort.targets, *others), tests=tests)
-        swapped = sum(_trials(min(other, effort.targets), random=random) for other in others)
+        swapped = sum(RESAMPLED + _trials(min(other, effort.targets), random=random) for other in others)
         dosed = sum(_dosed(min(other, effort.dosed_targets), random=max(1, random // 2)) for other in others)
         return swapped + len(effort.doses) * dosed
 

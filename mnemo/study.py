@@ -42,7 +42,7 @@ from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
 from mnemo.tables import write_csv
 from mnemo.tracing import top_path
-from mnemo.trials import TestedFacts, directions_beside, run_dosed_swaps, run_trials, smallest_p
+from mnemo.trials import TestedFacts, directions_beside, run_dosed_swaps, run_resamples, run_trials, smallest_p
 from mnemo.verdict import FALSE_DISCOVERIES, SORTS, judge, unsettled, weigh, weigh_doses, with_doses
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
 
@@ -476,6 +476,7 @@ class _Extraction:
     ) -> pd.DataFrame:
         """What trials of some facts say, with a second look, at several doses, at those that they do not settle."""
         evidence = weigh(run_trials(tested, targets[:, : self.effort.targets], seed=self.seed, random=random), recall)
+        evidence["resample_drop"] = (recall - run_resamples(tested, seed=self.seed)).numpy()
         if not (doses := self.effort.doses):
             return evidence
         rows = torch.tensor(unsettled(evidence, tests=sites * (1 + len(doses)))).nonzero()[:, 0]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LEAST, MOST, UNLIKELY = 2, 64, 0.02
 RIVALS = 4  # other concepts with the same answer, at the most, that a fact is swapped to
 WITNESSES = 4  # facts of other concepts swapped to each of those, to see whether that works at all
+RESAMPLED = 3  # other facts whose concept stands in for a fact's own, one after the other
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,45 @@ def run_dosed_swaps(
         sufficient={dose: mine for dose, (mine, _) in sufficient.items()},
         sufficient_control={dose: other for dose, (_, other) in sufficient.items()},
     )
+
+
+def run_resamples(tested: TestedFacts, *, seed: int) -> Float[Tensor, " fact"]:
+    """Replace each fact's concept by those of random other facts (resample ablation, as in Chan et al. 2022).
+
+    Where `Trials.ablated` takes the concept out, which may leave a state like no other, this leaves one as other facts
+    have them.
+
+    Returns:
+        the probability of the fact's answer, the mean over up to RESAMPLED other facts; NaN where none is of another
+        concept.
+    """
+    others = resampled(tested.vectors, tested.facts, tested.concepts, seed=seed, most=RESAMPLED)
+    row, column = (others >= 0).nonzero(as_tuple=True)
+    step = tested.vectors.between(tested.facts[row], tested.concepts[row], others[row, column])
+    kept = torch.full(others.shape, torch.nan)
+    kept[row, column] = tested.place(row, tested.state[row] + step, tested.answers[row])[1]
+    return kept.nanmean(1)
+
+
+def resampled(
+    vectors: ConceptVectors, facts: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], *, seed: int, most: int
+) -> Int[Tensor, "fact other"]:
+    """Draw random facts of other concepts for each fact, and return their concepts; -1 where there are fewer.
+
+    A concept that more cues evoke is drawn more often, whatever its answer. Each fact has a stream of its own.
+
+    Args:
+        vectors: concept vectors; facts that none is made of are not drawn.
+        facts: rows in `vectors`.
+        concepts: the concept of each.
+        seed: decides the draw.
+        most: how many to draw.
+    """
+    whose = vectors.contributes
+    drawn = _Draws.of(facts, seed, stream=2).uniform(torch.arange(len(facts)), len(whose))
+    possible = (whose >= 0) & (whose != concepts[:, None])
+    best = torch.where(possible, drawn, -1.0).topk(min(most, len(whose)), dim=1)
+    return torch.where(best.values >= 0, whose[best.indices], -1)
 
 
 @dataclass(frozen=True)
@@ -415,10 +455,10 @@ class _Draws:
 
     @classmethod
     def of(cls, facts: Int[Tensor, " fact"], seed: int, *, stream: int = 0) -> _Draws:
-        """Make the streams; two that differ in any of fact, seed (below 2**31) and `stream` (0 or 1) are unlike."""
-        return cls(
-            tuple(torch.Generator().manual_seed((seed * 1_000_003 + fact) * 2 + stream) for fact in facts.tolist())
-        )
+        """Make the streams; two that differ in any of fact, seed (below 2**31) and `stream` (0, 1 or 2) are unlike."""
+        pair, odd = divmod(stream, 2)  # (the numbers of a pair of streams are below 2**53)
+        seeds = ((pair << 53) + (seed * 1_000_003 + fact) * 2 + odd for fact in facts.tolist())
+        return cls(tuple(torch.Generator().manual_seed(number) for number in seeds))
 
     def normal(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
         return self._drawn(torch.randn, rows, width)

@@ -23,6 +23,7 @@ _DOSED = {
     "own": (
         ("swap", "swap to another concept", EFFECT, "-"),
         ("remove", "concept removed", NECESSARY, "-."),
+        ("resample", "concept of a random other fact in its place", "#E69F00", (0, (3, 1))),
         ("suffice", "mean state plus concept", SUFFICIENT, "--"),
         ("same answer", "swap to a concept with the same answer (control)", "#CC79A7", (0, (5, 1, 1, 1, 1, 1))),
         ("random swap", "random direction added (control)", CONTROL, ":"),
