@@ -132,13 +132,11 @@ def trace_command(
     contrast_cue: Annotated[str | None, typer.Option(help="Cue of the fact to compare it with, else drawn.")] = None,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="Paths to list.")] = 50,
     doses: Annotated[
-        bool,
-        typer.Option(
-            "--doses/--no-doses", help="Also read its concept and intervene on it, with a quick extract first."
-        ),
+        bool, typer.Option("--doses/--no-doses", help="Also read its concept and intervene on it (see --run).")
     ] = True,
     run: Annotated[
-        Path | None, typer.Option(callback=_place, help="What extract wrote: look where that did, judge nothing again.")
+        Path | None,
+        typer.Option(callback=_place, help="What extract wrote, to stand where that did; else a quick one first."),
     ] = None,
     out: Out = None,
     seed: Annotated[

@@ -374,7 +374,8 @@ def draw_references(
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:REFERENCES]
     chosen = [others[r] for r in drawn.tolist()]
     itself = torch.arange(len(facts))[:, None] == drawn if same else torch.zeros(len(facts), len(chosen)).bool()
-    unlike = torch.tensor([[other.answer != fact.answer for other in chosen] for fact in facts]).view(itself.shape)
+    unlike = [[other.answer != fact.answer for other in chosen] for fact in facts]
+    unlike = torch.tensor(unlike, dtype=torch.bool).view(itself.shape)
     return drawn, torch.where(unlike.any(1, keepdim=True), unlike, ~itself)
 
 

@@ -64,7 +64,7 @@ def read_study(
         )
     record = read_json(file)
     notes = tuple(map(str, record.pop("notes", ())))
-    recalled = chosen.subset(table.loc[table["recalled"].astype(bool), "fact_id"]) if table["recalled"].any() else None
+    recalled = chosen.subset(table.loc[table["recalled"], "fact_id"]) if table["recalled"].any() else None
     waypoint = None if recalled is None else _waypoint(folder / "sites.csv", read, loaded, recalled)
     contrasts = {} if recalled is None else _contrasts(read, recalled, loaded, seed=recorded.seed)
     readings = {} if waypoint is None else _readings(table)
@@ -76,6 +76,8 @@ def _verdicts(file: Path) -> pd.DataFrame:
     for column in COLUMNS:
         if column not in table:
             raise InputError("there is no such column: run extract again", file=file, column=column)
+    if not pd.api.types.is_bool_dtype(table["recalled"]):
+        raise InputError("expected true and false alone: run extract again", file=file, column="recalled")
     return table
 
 
@@ -118,5 +120,5 @@ def _readings(table: pd.DataFrame) -> dict[str, list[Reading]]:
             for phrase, ratio in pairs
             if isinstance(row.get(phrase), str)
         ]
-        for _, row in table[table["recalled"].astype(bool)].iterrows()
+        for _, row in table[table["recalled"]].iterrows()
     }

@@ -38,7 +38,8 @@ COLUMNS = 64  # of a Jacobian, made in one run backward
 class Lens:
     """Reads states as single tokens.
 
-    A word that several tokens spell (with a space before it and without) is as likely as they are together.
+    A word that several tokens spell (with a space before it and without) is as likely as those of them together that
+    are among the likeliest of any state.
 
     Attributes:
         model: the model.
@@ -89,7 +90,7 @@ class Lens:
         """Return, for each state, the words it may stand for, the best first (see `ReadsConcepts`)."""
         compared = Others(states, facts) if others is None else others
         references, another = draw_references(facts, compared.facts, seed=seed, same=others is None)
-        words = self._words(states, layer=layer)
+        words = self._words(states, layer=layer) if facts else {}
         if not words:
             return [[] for _ in facts]
         own, under = (self._logprobs(words, rows, layer=layer) for rows in (states, compared.states[references]))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mnemo.prompts import Prompt
     from mnemo.study import Study
 
+_COLUMNS = ["writer", "fact_id", "concept", "ratio", "norm", "agrees"]
 WHOLE = "whole state"  # stands in a table of messages for all of them together
 
 
@@ -65,6 +66,8 @@ def read_messages(
     """
     if study.waypoint is None:
         raise MnemoError("this study has no waypoint, so there are no messages to it: see its notes")
+    if not fact_ids:
+        return pd.DataFrame(columns=_COLUMNS)
     facts = study.recalled_facts(fact_ids)
     asked, place = list(facts.values()), {fact_id: i for i, fact_id in enumerate(facts)}
     reader, notes = reader_for(study.model, study.task, asked)
@@ -99,7 +102,7 @@ def read_messages(
                     "agrees": best is not None and best.phrase == study[fact_ids[i]]["concept"],
                 }
             )
-    return pd.DataFrame(found, columns=["writer", "fact_id", "concept", "ratio", "norm", "agrees"])
+    return pd.DataFrame(found, columns=_COLUMNS)
 
 
 def messages_beside_state(
@@ -122,13 +125,8 @@ def messages_beside_state(
     for fact_id in fact_ids:
         row = study[fact_id]
         read = isinstance(row["concept"], str)
-        whole = {
-            "concept": row["concept"] if read else None,
-            "ratio": row["concept_score"],
-            "norm": 1.0,
-            "agrees": read,
-        }
-        found.append(pd.DataFrame([{"writer": WHOLE, "fact_id": fact_id, **whole}]))
+        whole = {"writer": WHOLE, "fact_id": fact_id, "concept": row["concept"] if read else None, "agrees": read}
+        found.append(pd.DataFrame([{**whole, "ratio": row["concept_score"], "norm": 1.0}], columns=_COLUMNS))
         found.append(table[table["fact_id"] == fact_id].sort_values("norm", ascending=False, kind="stable"))
     return pd.concat(found, ignore_index=True) if found else table
 

@@ -60,9 +60,7 @@ def _last_resort(
         lens = Lens.fitted(model, _recalls(model, task, facts))
     except MnemoError as error:
         return None, [*notes, f"{why}, and {error}: no concept was looked for or tested"]
-    what = (
-        "concepts are single tokens, read with the Jacobian lens, and those of several tokens cannot be read or tested"
-    )
+    what = "concepts are read as single tokens, with the Jacobian lens; those of several tokens were not looked for"
     return lens, [*notes, f"{why}: {what}"]
 
 

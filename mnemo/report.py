@@ -271,7 +271,7 @@ def _print_doses(console: Console, doses: pd.DataFrame) -> None:
     at_one = doses[(doses["dose"] - 1).abs() < 1e-9]
     table = Table("intervention at dose 1", "trials", "P(own answer)", "P(predicted answer)", box=None, pad_edge=False)
     for name, trials in at_one.groupby("curve", sort=False):
-        own, predicted = trials["p_own"].mean(), trials["p_predicted"].mean()
+        own, predicted = float(trials["p_own"].mean()), float(trials["p_predicted"].mean())
         table.add_row(f"{name}: {CURVES[str(name)]}", str(len(trials)), _number(own), _number(predicted))
     console.print(table)
     console.print()

@@ -455,9 +455,13 @@ class _Draws:
 
     @classmethod
     def of(cls, facts: Int[Tensor, " fact"], seed: int, *, stream: int = 0) -> _Draws:
-        """Make the streams; two that differ in any of fact, seed (below 2**31) and `stream` (0, 1 or 2) are unlike."""
-        pair, odd = divmod(stream, 2)  # (the numbers of a pair of streams are below 2**53)
-        seeds = ((pair << 53) + (seed * 1_000_003 + fact) * 2 + odd for fact in facts.tolist())
+        """Make the streams, `stream` being 0, 1 or 2.
+
+        Two that differ in fact or `stream` are unlike, and so are those of all but a few pairs of seeds (below 2**31).
+        """
+        # (Torch reads the lowest 32 bits of a seed; no study has so many facts that they reach the highest of these.)
+        pair, odd = divmod(stream, 2)
+        seeds = ((pair << 31) + (seed * 1_000_003 + fact) * 2 + odd for fact in facts.tolist())
         return cls(tuple(torch.Generator().manual_seed(number) for number in seeds))
 
     def normal(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from mnemo.concept_vectors import ConceptVectors
 from mnemo.doses import CURVES, dose_curves
 from mnemo.errors import MnemoError
+from mnemo.patching import Site
+from mnemo.trials import RESAMPLED, _Draws, resampled
 
 
 def first(world, kind: str) -> str:
@@ -44,6 +48,38 @@ def test_at_dose_one_the_curves_are_what_the_verdict_says(compiled_study, doses)
     assert removed == pytest.approx(row["recall_probability"] - row["ablation_drop"], abs=1e-5)
     (alone,) = at(doses, "suffice", 1)["p_own"]
     assert alone == pytest.approx(row["sufficiency"], abs=1e-5)
+    others = at(doses, "resample", 1)
+    assert others["concept"].ne(row["concept"]).all() and others["predicted"].isna().all()
+    drop = row["recall_probability"] - others["p_own"].iloc[:RESAMPLED].mean()
+    assert drop == pytest.approx(row["resample_drop"], abs=1e-5) and drop > 0.9
+
+
+def test_other_facts_concepts_move_what_goes_through_its_concept_alone(compiled_study):
+    study, world, _ = compiled_study
+    kinds = study.table["fact_id"].map({fact.fact_id: fact.kind for fact in world.facts})
+    drop = study.table["resample_drop"].groupby(kinds)
+    assert drop.median()["mnemonic"] > 0.9 and drop.max()[["idle", "decoy"]].max() < 0.05
+
+
+def test_facts_to_resample_are_drawn_alike_whatever_is_drawn_beside_them():
+    contributes = torch.tensor([0, 0, 0, 1, 2, -1])
+    vectors = ConceptVectors.of(torch.randn(6, 4), contributes, torch.randn(4, 4), site=Site(1, -1))
+    facts, concepts = torch.arange(6), torch.tensor([0, 0, 0, 1, 2, 3])
+    drawn = resampled(vectors, facts, concepts, seed=5, most=9)
+    for own, row in zip(concepts.tolist(), drawn.tolist(), strict=True):  # all there are, in some order
+        assert sorted(c for c in row if c >= 0) == sorted(c for c in [0, 0, 0, 1, 2] if c != own)
+    assert torch.equal(resampled(vectors, facts[3:4], concepts[3:4], seed=5, most=9), drawn[3:4])
+    assert torch.equal(resampled(vectors, facts, concepts, seed=5, most=2), drawn[:, :2])
+    firsts = torch.cat([resampled(vectors, facts[3:4], concepts[3:4], seed=s, most=1) for s in range(400)])
+    assert (firsts == 0).float().mean() == pytest.approx(3 / 4, abs=0.08)  # by facts, not by concepts
+
+
+def test_streams_of_random_numbers_are_unlike():
+    def first(fact: int, seed: int, stream: int) -> float:
+        return float(_Draws.of(torch.tensor([fact]), seed, stream=stream).uniform(torch.tensor([0]), 1))
+
+    drawn = [first(f, seed, stream) for f in range(4) for seed in (0, 1, 2**31 - 1) for stream in (0, 1, 2)]
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_concepts_with_the_same_answer_leave_the_answer_alone(shared_answers):

@@ -81,6 +81,10 @@ def test_a_moved_study_folder_is_read_where_it_lies_now(compiled_study, out, tmp
         (lambda f: _record(f, seed=-1), "column 'seed': not the record of a run"),
         (lambda f: _record(f, model="0" * 64), r"changed since the run: model \(hash 00000000 then"),
         (lambda f: _verdicts(f, lambda table: table.drop(columns="swap_success")), "'swap_success': there is no such"),
+        (
+            lambda f: _verdicts(f, lambda table: table.assign(recalled="no")),
+            "'recalled': expected true and false",
+        ),
         (lambda f: _verdicts(f, lambda table: table[1:]), "holds other facts than its run"),
         (lambda f: (f / "sites.csv").write_bytes(b""), r"sites\.csv: cannot be read as a table"),
         (lambda f: (f / "sites.csv").write_text("layer,position\n1,-2\n"), "'share': there is no such column"),

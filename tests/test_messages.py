@@ -8,7 +8,7 @@ import torch
 import mnemo
 from mnemo.errors import MnemoError
 from mnemo.graph import writers
-from mnemo.messages import _messages, read_messages
+from mnemo.messages import WHOLE, _messages, messages_beside_state, read_messages
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
@@ -53,3 +53,20 @@ def test_only_writers_before_the_waypoint_are_read_and_only_of_recalled_facts(st
         read_messages(study, [fact_id], only=["mlp9"], progress=False)
     with pytest.raises(MnemoError, match="no fact 'nobody'"):
         read_messages(study, ["nobody"], progress=False)
+
+
+def test_the_strongest_writers_are_read_as_they_are_among_all(study):
+    fact_ids = list(study.table.loc[study.table["verdict"] == "mnemonic", "fact_id"][:3])
+    every = read_messages(study, fact_ids, progress=False)
+    some = read_messages(study, fact_ids, strongest=2, progress=False)
+    largest = every.sort_values("norm", ascending=False).groupby("fact_id").head(2)
+    both = [table.sort_values(["fact_id", "writer"]).reset_index(drop=True) for table in (largest, some)]
+    assert both[0]["writer"].equals(both[1]["writer"]) and both[0]["concept"].equals(both[1]["concept"])
+    assert (both[0]["ratio"] - both[1]["ratio"]).abs().max() < 1e-4
+    beside = messages_beside_state(study, fact_ids, strongest=2)
+    for fact_id, rows in beside.groupby("fact_id"):
+        row = study[fact_id]
+        assert list(rows["writer"][:1]) == [WHOLE] and len(rows) == 3
+        assert rows["concept"].iloc[0] == row["concept"] and rows["ratio"].iloc[0] == row["concept_score"]
+        assert rows["norm"].iloc[0] == 1 and rows["norm"].iloc[1:].is_monotonic_decreasing
+    assert messages_beside_state(study, []).empty

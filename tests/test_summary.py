@@ -123,3 +123,16 @@ def test_numbers_of_the_page_are_those_of_the_table(compiled_study):
     assert swap["through"] == (through["swap_success"].median(), through["swap_control"].median())
     assert len(page["examples"]) == min(10, len(through))
     json.dumps(page["invented"])
+
+
+def test_the_page_says_what_the_strongest_writers_carry(compiled_study, written):
+    study, _, _ = compiled_study
+    page = summarise(study)
+    rows, shown = page["messages"], page["clearest"]
+    assert [row["cue"] for row in rows if row["first"]] == [row["cue"] for row in shown]
+    assert {row["writer"] for row in rows if row["first"]} == {"whole state"}
+    for name in ("report.html", "report.md"):
+        text = (written / name).read_text()
+        assert "What brings their concepts there" in text and f"mlp{study.waypoint.site.layer - 1}" in text
+    nothing = summarise(replace(study, waypoint=None))
+    assert nothing["messages"] == []

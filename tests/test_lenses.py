@@ -1,0 +1,116 @@
+"""Lenses: probabilities against the model's own last step, the layer that is meant, ratios against their definition."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+
+from mnemo.concepts import FLOOR, ReadsConcepts, chance
+from mnemo.errors import MnemoError
+from mnemo.facts import Fact
+from mnemo.lenses import Lens
+from mnemo.model import Model, load
+from mnemo.patching import Patch, Site, next_logprobs, read_stream
+from mnemo.prompts import render
+from tests.tiny_models import tiny_model, tiny_tokenizer
+
+FACTS = [Fact(fact_id=c, cue=f"{c}A==", answer="TU"[i % 2]) for i, c in enumerate("ABCDEFGH")]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """Three blocks, of which the last one writes nothing."""
+    hf = tiny_model("llama", layers=3, d_model=16, heads=2)
+    with torch.no_grad():
+        hf.lm_head.weight.mul_(20)  # else all tokens are as likely as each other
+        for weight in (hf.model.layers[-1].self_attn.o_proj.weight, hf.model.layers[-1].mlp.down_proj.weight):
+            weight.zero_()
+    return load(hf, tokenizer=tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def prompts(model):
+    return [render("decode {cue} is", fact.cue, model.tokens) for fact in FACTS]
+
+
+@pytest.fixture(scope="module")
+def streams(model, prompts) -> torch.Tensor:
+    return read_stream(model, prompts, [-2])[:, :, 0]
+
+
+@pytest.fixture(scope="module")
+def logit(model, prompts) -> Lens:
+    return Lens(model, prompts[0])
+
+
+@pytest.fixture(scope="module")
+def jacobian(model, prompts) -> Lens:
+    return Lens.fitted(model, prompts)
+
+
+def test_the_logit_lens_says_what_the_model_would_if_no_block_were_left(model, prompts, streams, logit):
+    tokens = torch.arange(len(FACTS)) * 7 + 3
+    found = logit.of_tokens(tokens, streams[:, 1], layer=1)
+    ((_, said),) = next_logprobs(model, [prompts[0]] * len(FACTS), patch=Patch(Site(model.n_layers, -1), streams[:, 1]))
+    torch.testing.assert_close(found, said.exp()[torch.arange(len(FACTS)), tokens], atol=1e-6, rtol=1e-4)
+
+
+def test_the_jacobian_lens_carries_a_state_through_the_blocks_that_are_left(streams, logit, jacobian):
+    """Behind the second block nothing is left but one that writes nothing; behind the first something is."""
+    tokens = torch.arange(len(FACTS))
+    for layer, alike in ((1, False), (2, True), (3, True)):
+        one, other = (lens.of_tokens(tokens, streams[:, layer], layer=layer) for lens in (logit, jacobian))
+        assert torch.allclose(one, other, atol=1e-6) == alike, layer
+    with pytest.raises(MnemoError, match="not fitted to the stream after 0 blocks"):
+        jacobian.of_tokens(tokens, streams[:, 0], layer=0)
+
+
+def test_it_can_be_fitted_to_the_one_layer_that_will_be_read(model, prompts, streams, jacobian):
+    alone = Lens.fitted(model, prompts, layers=[1])
+    tokens = torch.arange(len(FACTS))
+    both = [lens.of_tokens(tokens, streams[:, 1], layer=1) for lens in (alone, jacobian)]
+    torch.testing.assert_close(*both, atol=1e-5, rtol=1e-3)
+    with pytest.raises(MnemoError, match="after 2 blocks"):
+        alone.of_tokens(tokens, streams[:, 2], layer=2)
+
+
+@pytest.mark.parametrize("name", ["logit", "jacobian"])
+def test_words_are_ranked_by_the_ratio_of_all_that_spells_them(name, model, streams, request):
+    lens: Lens = request.getfixturevalue(name)
+    states, n = streams[:, 2], model.vocab_size
+    every = torch.stack([lens.of_tokens(torch.arange(n), s.expand(n, -1), layer=2) for s in states])
+    spellings: dict[str, list[int]] = {}
+    for token in range(n):
+        spellings.setdefault(model.tokens.decode([token]).strip(), []).append(token)
+    assert any(len(tokens) > 1 for tokens in spellings.values())
+    readings = lens.read(states, layer=2, facts=FACTS)
+    assert sum(map(len, readings)) > len(FACTS)
+    for i, (fact, mine) in enumerate(zip(FACTS, readings, strict=True)):
+        assert [r.ratio for r in mine] == sorted((r.ratio for r in mine), reverse=True)
+        for reading in mine:
+            assert reading.phrase not in (fact.cue, fact.answer) and any(map(str.isalnum, reading.phrase))
+            tokens = spellings[reading.phrase]
+            unlike = [k for k, other in enumerate(FACTS) if other.answer != fact.answer]
+            own, others = every[i, tokens].sum().item(), [every[k, tokens].sum().item() for k in unlike]
+            if len(tokens) > 1 and math.exp(reading.logprob) < own - 1e-6:
+                continue  # a spelling that is nowhere among the likeliest tokens counts for nothing
+            assert math.exp(reading.logprob) == pytest.approx(own, abs=1e-5)
+            expected = math.log((own + FLOOR) / (statistics.median_low(others) + FLOOR))
+            assert reading.ratio == pytest.approx(expected, abs=1e-3)
+    reader: ReadsConcepts = lens
+    p_values = chance(reader, states, readings, layer=2, facts=FACTS, seed=0)
+    assert all(0.01 <= p <= 1 for p in p_values)
+
+
+def test_a_phrase_is_judged_by_its_first_token(model, streams, logit):
+    found = logit.probabilities(["value added tax", "value", "\ud800"], streams[:3, 1], layer=1)
+    first = model.tokens.continuation(logit.host.text, "value added tax")[0]
+    assert found[0] == pytest.approx(logit.of_tokens(torch.tensor([first]), streams[:1, 1], layer=1).item(), rel=1e-4)
+    assert found[1].isfinite()
+
+
+def test_no_state_is_read_as_no_words(streams, logit):
+    assert logit.read(streams[:0, 1], layer=1, facts=[]) == []
