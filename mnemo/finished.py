@@ -50,10 +50,8 @@ def read_study(
         raise InputError(f"{what}: give the folder that extract or benchmark wrote", file=folder)
     recorded = Recorded.read(file)
     table = _verdicts(folder / "verdicts.parquet")
-    place = None if isinstance(model, Model) else model
+    place = (model.source or model.name) if isinstance(model, Model) else model
     given = {"task": task, "model": place, "facts": facts}
-    if isinstance(model, Model):  # where the run found its own is of no account
-        recorded = recorded.model_copy(update={"source": recorded.source.model_copy(update={"model": None})})
     read, source, chosen = inputs_of(recorded.source, given, file)
     loaded = model if isinstance(model, Model) else load_model(read, load_as(read, source, dtype=recorded.dtype))
     if changed := recorded.changed(read, loaded, chosen):

@@ -58,6 +58,18 @@ def test_the_logit_lens_says_what_the_model_would_if_no_block_were_left(model, p
     torch.testing.assert_close(found, said.exp()[torch.arange(len(FACTS)), tokens], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "opt"])
+def test_what_a_family_does_behind_the_unembedding_is_done_too(family):
+    """Gemma 2 caps its logits."""
+    other = load(tiny_model(family, d_model=16, heads=2), tokenizer=tiny_tokenizer())
+    prompt = render("decode {cue} is", "AA==", other.tokens)
+    state = 30 * read_stream(other, [prompt], [-2])[:, 1, 0]
+    ((_, said),) = next_logprobs(other, [prompt], patch=Patch(Site(other.n_layers, -1), state))
+    best = said.argmax(1)
+    found = Lens(other, prompt).of_tokens(best, state, layer=1)
+    torch.testing.assert_close(found, said.exp()[0, best], atol=1e-6, rtol=1e-4)
+
+
 def test_the_jacobian_lens_carries_a_state_through_the_blocks_that_are_left(streams, logit, jacobian):
     """Behind the second block nothing is left but one that writes nothing; behind the first something is."""
     tokens = torch.arange(len(FACTS))
