@@ -60,8 +60,9 @@ def _last_resort(
         lens = Lens.fitted(model, _recalls(model, task, facts))
     except MnemoError as error:
         return None, [*notes, f"{why}, and {error}: no concept was looked for or tested"]
-    what = "concepts are read as single tokens, with the Jacobian lens; those of several tokens were not looked for"
-    return lens, [*notes, f"{why}: {what}"]
+    what = "concepts are read as single tokens, with the Jacobian lens"
+    left = "those of several tokens were not looked for, and a fact that goes through none is unsure, not rote"
+    return lens, [*notes, f"{why}: {what}; {left}"]
 
 
 def _asking(model: Model, task: Task, facts: Sequence[Fact], lexicon: Sequence[str]) -> Reader:

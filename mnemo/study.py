@@ -35,6 +35,7 @@ from mnemo.files import replacing, write_text
 from mnemo.forwards import counted_forwards
 from mnemo.gate import Recalled, gate
 from mnemo.invented import THROUGH_A_CONCEPT, mark_invented
+from mnemo.lenses import Lens
 from mnemo.memory import memory_budget
 from mnemo.patching import Site, read_stream
 from mnemo.prompts import Prompt, render
@@ -351,7 +352,8 @@ class _Extraction:
                 "no concept swap was seen to work at any site, so a fact that swaps do not move is unsure, not rote: "
                 "check what was read (concept, concept_score) and the templates"
             )
-        evidence = judge(evidence, swaps_work=waypoint.swaps_work, sites=waypoint.tried).join(read)
+        swaps_work = waypoint.swaps_work and not isinstance(reader, Lens)  # what a lens does not see may well be used
+        evidence = judge(evidence, swaps_work=swaps_work, sites=waypoint.tried).join(read)
         return self._study(
             said, notes, record, contrasts=contrasts, attributions=attributions, waypoint=waypoint, readings=readings,
             evidence=evidence,

@@ -27,7 +27,7 @@ def test_the_first_reader_that_the_texts_of_a_task_allow(compiled_study):
     for kind, change in tasks.items():
         reader, notes = reader_for(study.model, study.task.model_copy(update=change), facts)
         assert type(reader) is kind, notes
-    assert "single tokens" in notes[-1] and "several tokens were not looked for" in notes[-1]
+    assert "read as single tokens" in notes[-1] and "unsure, not rote" in notes[-1]
 
 
 def test_with_nothing_but_a_lens_words_are_read_and_nothing_is_claimed_of_concepts_that_it_cannot_read(compiled_study):
