@@ -24,10 +24,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from gold import gold_standard
+from gold import DEFINITIONS, every_trial, gold_standard, own_start
 from verdicts import markdown
 
 from mnemo.files import write_text
+from mnemo.intervals import grouped_interval
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, strongest_first
 from mnemo.organisms.build import OrganismConfig, train_organism
 from mnemo.report import swaps_in_words
@@ -37,6 +38,7 @@ WORLD = {"concepts": 48, "cues_per_concept": 4, "decoys": 0, "idles": 0, "rotes"
 UNPLANTED = {"align": 0, "interchange": 0, "immune": 0, "edited": 0, "legible": 0}
 STEPS = 1500
 EXAMPLES = 3
+SHOWN_KINDS, PLANTED = ("mnemonic", "idle", "decoy"), 8  # what gold standards say of so many facts whose truth is known
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def run(case: Case, organisms: Path, out: Path) -> None:
 
 
 def judge(folder: Path, out: Path, *, name: str) -> None:
-    """Extract, count and compare with the gold standard; what was found goes to `out`/NAME.json."""
+    """Extract, count and compare with the gold standard; what was found goes to `out`/NAME.json and NAME.parquet."""
+    out.mkdir(parents=True, exist_ok=True)
     study = extract(folder, progress=False)
     table = study.table
     truth = folder / "truth.csv"
@@ -88,15 +91,29 @@ def judge(folder: Path, out: Path, *, name: str) -> None:
     verdicts = free.set_index("fact_id")["verdict"]
     called, decided = verdicts.isin(THROUGH_A_CONCEPT), verdicts != "unsure"
     card: dict[str, Any] = {"asked": len(table), "notes": list(study.notes), "waypoint": None}
-    if study.waypoint is not None and len(free):
-        site = study.waypoint.site
-        gold = gold_standard(study, list(free["fact_id"]), progress=False).set_index("fact_id")["through"]
+    if study.waypoint is not None and study.task.verbalise and len(free):
+        site, own = study.waypoint.site, own_start(study)
         card["waypoint"] = [site.layer, site.position, float(study.waypoint.candidates["score"].max())]
-        agree = gold == called
+        card["own_start"] = [own.layer, own.position]
+        by_kind = {"free": list(free["fact_id"])}
+        if truth.is_file():
+            known = merged[merged["recalled"]].groupby("kind")["fact_id"].apply(lambda ids: list(ids)[:PLANTED])
+            by_kind |= {kind: known[kind] for kind in SHOWN_KINDS if kind in known}
+        asked = [fact_id for ids in by_kind.values() for fact_id in ids]
+        trials = every_trial(study, asked, progress=False)
+        trials.to_parquet(out / f"{name}.parquet", index=False)
+        gold = gold_standard(trials, asked, own=own, judge=site)
+        groups = free.set_index("fact_id")["concept"]
+        groups = groups.where(groups.notna(), groups.index.to_series()).to_numpy()
+        agree = gold.loc[verdicts.index].eq(called, axis=0)
         card["gold"] = {
-            "through": int(gold.sum()),
-            "agree": float(agree.mean()),
-            "agree_decided": float(agree[decided].mean()),
+            definition: {
+                "through": int(gold.loc[verdicts.index, definition].sum()),
+                "agree": grouped_interval(agree[definition].to_numpy(float), groups, seed=0),
+                "agree_decided": float(agree.loc[decided, definition].mean()),
+                "by_kind": {kind: [int(gold.loc[ids, definition].sum()), len(ids)] for kind, ids in by_kind.items()},
+            }
+            for definition in DEFINITIONS
         }
     shown = strongest_first(free).head(EXAMPLES)
     columns = ["cue", "answer", "concept", "invented", "score", "entailment", "swap_success", "swap_control"]
