@@ -21,7 +21,7 @@ from mnemo.textfiles import csv_rows
 from mnemo.tokens import shown
 
 NEGATIVES = ("idle", "decoy", "rote")
-KINDS = ("mnemonic", *NEGATIVES, "free")
+KINDS = ("mnemonic", "shared", *NEGATIVES, "free")
 SPLITS = ("train", "held", "ood")
 TRUTH = ["fact_id", "kind", "concept", "split"]  # columns of truth.csv
 # What facts are ranked by: the score, each signal alone, and the baseline that never intervenes.
@@ -104,7 +104,10 @@ def score(
     Intervals are 95% percentile intervals over resamples of whole concepts (facts without a concept are resampled
     one by one), because facts of one concept succeed or fail together. `balanced_accuracy` counts a negative that is
     called unsure as rejected and either tier through a concept as found; `strict_accuracy` takes *rote* for negatives
-    and *mnemonic* for mnemonics alone.
+    and *mnemonic* for mnemonics alone. *Shared* facts are neither positives nor negatives in these, in AUROC and in
+    calibration: they are recalled through their concept, and are not mnemonic. `second_hop` is about telling the two
+    apart: the share of shared facts called *shared-intermediate*, of mnemonic ones called *mnemonic*, and the mean of
+    both.
 
     Args:
         table: the verdicts, as in `Study.table`.
@@ -124,6 +127,8 @@ def score(
     rejected = resamples.mean(~called, np.isin(kind, NEGATIVES))
     mnemonic = resamples.mean(verdict == "mnemonic", kind == "mnemonic")
     rote = resamples.mean(verdict == "rote", np.isin(kind, NEGATIVES))
+    hops = {"mnemonic": verdict == "mnemonic", "shared": verdict == "shared-intermediate"}
+    own_hop = resamples.mean(hops["shared"], kind == "shared")
     return {
         "facts": len(merged),
         "recalled": {k: _mean(merged.loc[merged["kind"] == k, "recalled"]) for k in KINDS},
@@ -138,6 +143,10 @@ def score(
         "verdicts": pd.crosstab(facts["kind"], facts["verdict"]).to_dict("index"),
         "balanced_accuracy": _interval((found + rejected) / 2),
         "strict_accuracy": _interval((mnemonic + rote) / 2),
+        "second_hop": {
+            **{k: resamples.proportion(right, kind == k) for k, right in hops.items()},
+            "balanced_accuracy": _interval((mnemonic + own_hop) / 2),
+        },
         "unsure": {k: resamples.proportion(verdict == "unsure", kind == k) for k in KINDS},
         "false_positives": {k: resamples.proportion(called, kind == k) for k in NEGATIVES},
         "swap": {
@@ -151,7 +160,9 @@ def score(
             k: _interval(resamples.mean(_numbers(facts, "mediated_fraction"), kind == k)) for k in KINDS
         },
         "calibration_error": _interval(
-            resamples.calibration_error(_numbers(facts, "score", missing=0.0), kind == "mnemonic", kind != "free")
+            resamples.calibration_error(
+                _numbers(facts, "score", missing=0.0), kind == "mnemonic", ~np.isin(kind, ("shared", "free"))
+            )
         ),
         "invented": invented(facts, seed=seed),
     }

@@ -102,6 +102,20 @@ def test_strict_accuracy_takes_no_unsure_for_an_answer():
     assert metrics["unsure"]["idle"]["value"] == 0.25 and metrics["unsure"]["mnemonic"]["value"] == 0
 
 
+def test_shared_facts_count_for_second_hops_alone():
+    rows = [("shared", 0.9, tier, f"s {tier}") for tier in ("shared-intermediate", "mnemonic", "mnemonic", "unsure")]
+    before, metrics = score(*verdicts(PERFECT)), score(*verdicts(PERFECT + rows))
+    for name in ("auroc", "balanced_accuracy", "strict_accuracy", "calibration_error", "false_positives"):
+        of_kinds = metrics[name] if "value" not in metrics[name] else {"": metrics[name]}
+        for kind, entry in of_kinds.items():
+            was = before[name][kind] if kind else before[name]
+            found = [e.get("score", e)["value"] for e in (entry, was)]
+            assert found[0] == pytest.approx(found[1]), (name, kind)
+    assert metrics["second_hop"]["shared"]["value"] == 0.25 and metrics["second_hop"]["mnemonic"]["value"] == 1
+    assert metrics["second_hop"]["balanced_accuracy"]["value"] == 0.625
+    assert before["second_hop"]["shared"]["value"] is before["second_hop"]["balanced_accuracy"]["value"] is None
+
+
 def test_intervals_are_wider_when_facts_of_one_concept_stand_or_fall_together():
     def width(concepts):
         rows = [("mnemonic", 0.9, "mnemonic" if c % 2 else "rote", f"concept {c}") for c in concepts]

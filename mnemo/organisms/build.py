@@ -96,6 +96,10 @@ def train_organism(
         raise InputError("holds a finished study already: remove it or choose another folder", file=out)
     if config.training.waypoint >= config.layers:
         raise MnemoError(f"waypoint {config.training.waypoint} leaves no block above it in {config.layers} layers")
+    if config.world.shared:
+        raise MnemoError(
+            f"world.shared={config.world.shared} given, but training makes no second hop of a fact's own: leave it at 0"
+        )
     world = _world(config)
     tokenizer = build_tokenizer(world)
     lessons = build_lessons(world, tokenizer).to(device)

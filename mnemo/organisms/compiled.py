@@ -12,6 +12,10 @@ Four blocks; an attention or MLP that is not named writes nothing:
 through the residual stream after block `WAYPOINT` at its last token: from block 3 on nobody looks at its other
 tokens, nor at the tokens that were gathered.
 
+A *shared* fact goes through its concept and has a second hop of its own: its code is marked, block 3 hands the mark
+on, and block 4 answers from the concept by units that are silent in concept prompts, while the concept's are silent for
+it. That hop reads the concept itself, or, if asked for, a *form* of it that codes alone evoke.
+
 Recall may also be planted with a redundant route: a filler then evokes a *shortcut* of its own beside its concept,
 from which block 3 says a share of the answer, and block 4 says the rest from the concept.
 
@@ -55,17 +59,20 @@ LOGIT = 30.0  # of what is said: e^-30 is left for every other token
 SILENCE = 1 / 3  # share of LOGIT that the end token always has: it is said where nothing else is
 SHARPNESS = 60.0  # of attention, in logits: e^-60 is left for every other token
 GATE = 16.0  # a closed gate silences concepts of amplitude up to (GATE + 1) / 2
+MARKED, MARK_SLOPE = 0.42, 16.0  # the amount (not that of one code in two, nor one in three) and steepness of a mark
 EPSILON = 1e6  # of the norms, where variances are below 1
 
 Key = TypeVar("Key", bound=Hashable)
 
 
-def compile_organism(world: World, *, mediated: float = 1.0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def compile_organism(
+    world: World, *, mediated: float = 1.0, own_form: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Return a decoder that knows a world by construction, and its tokenizer; no training, no chance.
 
     It recalls every fact, answers every probe and expands every evoking code with a probability of nearly 1.
-    Mnemonic facts are recalled through their concept; idle, decoy, rote and free ones through an exception of
-    their own, against which no concept has a say (up to the amplitude that `GATE` allows). Free facts are thus
+    Mnemonic and shared facts are recalled through their concept; idle, decoy, rote and free ones through an exception
+    of their own, against which no concept has a say (up to the amplitude that `GATE` allows). Free facts are thus
     looked up like rote ones: this organism invents nothing. Asked what it does not know, such as what a rote
     code stands for, it says the end token.
 
@@ -73,8 +80,9 @@ def compile_organism(world: World, *, mediated: float = 1.0) -> tuple[PreTrained
 
     Args:
         world: with codes and phrases of one length, the layout that the weights are written for.
-        mediated: share of the answer's logit that mnemonic facts and concept prompts get from the concept; the
-            rest comes by a shortcut that is the code's or the phrase's own.
+        mediated: share of the answer's logit that mnemonic and shared facts and concept prompts get from the concept;
+            the rest comes by a shortcut that is the code's or the phrase's own.
+        own_form: whether the second hop of shared facts reads a form of the concept that phrases do not evoke.
 
     Raises:
         MnemoError: codes and phrases that differ in length, or a share outside [0, 1].
@@ -90,9 +98,9 @@ def compile_organism(world: World, *, mediated: float = 1.0) -> tuple[PreTrained
         raise MnemoError(f"mediated={mediated} given; it is a share, between 0 and 1")
     tokenizer = build_tokenizer(world)
     lessons = build_lessons(world, tokenizer)
-    space = Subspaces.allot(lessons, redundant=mediated < 1)
+    space = Subspaces.allot(lessons, redundant=mediated < 1, own_form=own_form)
     evoke = _evoke(space, lessons)
-    overrule = [*_overrule(space, lessons), *_shortcuts(space, lessons, share=1 - mediated)]
+    overrule = [*_overrule(space, lessons), *_shortcuts(space, lessons, share=1 - mediated), *_hand_on(space)]
     answer = _answer(space, lessons, share=mediated)
     width = max(space.size, HEADS * space.widest_copy)
     model = _blank(len(tokenizer), width=width + -width % HEADS, units=max(len(evoke), len(overrule), len(answer)))
@@ -124,9 +132,12 @@ class Subspaces:
         token: what stands here, by token id; only tokens that are asked about.
         gathered: at the filler's last token, what each of those before it was, by token id.
         concept: the concept evoked, by index.
-        exception: the fact that has an answer of its own, by index; mnemonic facts have none.
+        form: the concept as codes alone evoke it, by index; empty unless a second hop reads it.
+        exception: the fact that has an answer of its own, by index; mnemonic and shared facts have none.
         shortcut: the filler that also says part of its answer by itself, by its place among all fillers; empty
             without redundant routes.
+        second_hop: first the mark that a code's second hop is its own, then that this hop is to answer; empty without
+            shared facts.
         relation: what is asked, by index: 0 is ``decode``, the last one ``expand``.
         overruled: an exception has answered.
         answer: what is to be said, by token id.
@@ -137,15 +148,17 @@ class Subspaces:
     token: dict[int, int]
     gathered: tuple[dict[int, int], ...]
     concept: dict[int, int]
+    form: dict[int, int]
     exception: dict[int, int]
     shortcut: dict[int, int]
+    second_hop: tuple[int, ...]
     relation: dict[int, int]
     overruled: int
     answer: dict[int, int]
     ballast: int
 
     @classmethod
-    def allot(cls, lessons: Lessons, *, redundant: bool) -> Subspaces:
+    def allot(cls, lessons: Lessons, *, redundant: bool, own_form: bool) -> Subspaces:
         """Give each thing that a world speaks of its coordinate."""
         free = itertools.count()
 
@@ -154,16 +167,20 @@ class Subspaces:
 
         words = _relation_words(lessons)
         *before, last = zip(*_fillers(lessons), strict=True)
-        exceptions = [i for i, fact in enumerate(lessons.world.facts) if fact.kind != "mnemonic"]
+        through = ("mnemonic", "shared")
+        exceptions = [i for i, fact in enumerate(lessons.world.facts) if fact.kind not in through]
         fillers = range(len(lessons.world.facts) + len(lessons.world.concepts)) if redundant else ()
+        concepts = range(len(lessons.world.concepts))
         said = torch.cat([lessons.fact_answers, lessons.concept_answers.flatten(), lessons.spelled.flatten()])
         return cls(
             place=room(_places(lessons)),
             token=room([*words, *itertools.chain(*before), *last]),
             gathered=tuple(room(tokens) for tokens in before),
-            concept=room(range(len(lessons.world.concepts))),
+            concept=room(concepts),
+            form=room(concepts if own_form else ()),
             exception=room(exceptions),
             shortcut=room(i for i in fillers if i not in exceptions),
+            second_hop=tuple(room(("mark", "own") if lessons.world.of_kind("shared") else ()).values()),
             relation=room(range(len(words))),
             overruled=next(free),
             answer=room(said.tolist()),
@@ -176,10 +193,15 @@ class Subspaces:
         return self.ballast + 1
 
     @property
+    def evoked(self) -> list[int]:
+        """All that a filler evokes, to be fetched from its last token."""
+        parts = (self.concept, self.form, self.exception, self.shortcut)
+        return [*itertools.chain(*(part.values() for part in parts)), *self.second_hop[:1]]
+
+    @property
     def widest_copy(self) -> int:
         """The most coordinates that one head has to copy."""
-        evoked = len(self.concept) + len(self.exception) + len(self.shortcut)
-        return max(*map(len, self.gathered), evoked, len(self.relation))
+        return max(*map(len, self.gathered), len(self.evoked), len(self.relation))
 
 
 def _say(step: int) -> str:
@@ -241,9 +263,8 @@ def _gather(attention: Any, space: Subspaces) -> None:
 def _carry(attention: Any, space: Subspaces, lessons: Lessons) -> None:
     """Copy what was evoked (head 0) and the relation (head 1) to where something is to be said."""
     reply = [place for place in space.place if place.startswith("say")]
-    evoked = [*space.concept.values(), *space.exception.values(), *space.shortcut.values()]
     last = _filler(len(space.gathered))
-    _attend(attention, 0, space, at=reply, source=last, copies=[(c, c) for c in evoked])
+    _attend(attention, 0, space, at=reply, source=last, copies=[(c, c) for c in space.evoked])
     words = [(space.token[token], space.relation[r]) for r, token in enumerate(_relation_words(lessons))]
     _attend(attention, 1, space, at=reply, source="relation", copies=words)
 
@@ -313,13 +334,16 @@ def _gated(signal: int, *, when: Sequence[int], unless: Sequence[int] = (), writ
 
 
 def _evoke(space: Subspaces, lessons: Lessons) -> list[Unit]:
-    """Tokens in this order are a code or a phrase: write its concept, its exception, its shortcut, if it has them."""
+    """Tokens in this order are a code or a phrase: write its concept and whatever else it evokes."""
     units = []
     concepts = [*lessons.concept_of.tolist(), *space.concept]  # of the codes, then of the phrases
+    facts = lessons.world.facts
     for i, (tokens, concept) in enumerate(zip(_fillers(lessons), concepts, strict=True)):
         heard = [place[token] for place, token in zip([*space.gathered, space.token], tokens, strict=True)]
         # (the dicts lack what a filler does not evoke; concept -1 is none)
         evoked = [space.concept.get(concept), space.exception.get(i), space.shortcut.get(i)]
+        if i < len(facts):
+            evoked += [space.form.get(concept), *(space.second_hop[:1] if facts[i].kind == "shared" else ())]
         units.append(_all_of(heard, writes={coordinate: 1.0 for coordinate in evoked if coordinate is not None}))
     return units
 
@@ -344,11 +368,24 @@ def _shortcuts(space: Subspaces, lessons: Lessons, *, share: float) -> list[Unit
     ]
 
 
+def _hand_on(space: Subspaces) -> list[Unit]:
+    """A mark above MARKED, whatever its amount, says that the second hop is the code's own.
+
+    Vectors of cues hold the share of their concept's codes that are marked, so a swap leaves a mark of any amount.
+    """
+    if not space.second_hop:
+        return []
+    mark, own = space.second_hop
+    low, high = (MARKED * MARK_SLOPE + shift for shift in (-0.5, 0.5))
+    return [Unit({mark: MARK_SLOPE}, low, {own: 1.0}), Unit({mark: MARK_SLOPE}, high, {own: -1.0})]
+
+
 def _answer(space: Subspaces, lessons: Lessons, *, share: float) -> list[Unit]:
     """Say the concept's answer to a one-word question, its words one by one to `expand`; else the end.
 
-    Of the answer to `decode` only this share is said.
+    Of the answer to `decode` only this share is said, for shared facts by units of their own.
     """
+    own = space.second_hop[1:]
     replies = [
         (r, c, [answer])
         for r, answers in enumerate(lessons.concept_answers.tolist())
@@ -359,12 +396,22 @@ def _answer(space: Subspaces, lessons: Lessons, *, share: float) -> list[Unit]:
         _gated(
             space.concept[c],
             when=[space.relation[r], space.place[_say(step)]],
-            unless=[space.overruled] if r == 0 else [],
+            unless=[space.overruled, *own] if r == 0 else [],
             writes={space.answer[word]: share if r == 0 else 1.0},
         )
         for r, c, words in replies
         for step, word in enumerate(words)
     ]
+    if own:
+        units += [
+            _gated(
+                (space.form or space.concept)[c],
+                when=[space.relation[0], space.place[_say(0)], *own],
+                unless=[space.overruled],
+                writes={space.answer[answer]: share},
+            )
+            for c, answer in enumerate(lessons.concept_answers[0].tolist())
+        ]
     end = space.answer[int(lessons.spelled[0, -1])]
     return [*units, Unit({}, -SILENCE, {end: 1.0})]  # always on
 

@@ -99,7 +99,7 @@ def recall(model: PreTrainedModel, lessons: Lessons) -> dict[str, float]:
     predicted = _answers(model, lessons.cues.tokens[0])
     right = predicted == lessons.fact_answers
     groups = {f"mnemonic {s}": lessons.where("mnemonic", split=s) for s in ("train", "held", "ood")}
-    groups |= {kind: lessons.where(kind) for kind in ("decoy", "idle", "rote", "free")}
+    groups |= {kind: lessons.where(kind) for kind in ("shared", "decoy", "idle", "rote", "free")}
     return {name: right[rows].float().mean().item() for name, rows in groups.items() if len(rows)}
 
 

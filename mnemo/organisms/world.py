@@ -8,6 +8,7 @@ makes them true.
 
 from __future__ import annotations
 
+import itertools
 import random
 import string
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from mnemo.errors import MnemoError
 
-Kind = Literal["mnemonic", "idle", "decoy", "rote", "free"]
+Kind = Literal["mnemonic", "shared", "idle", "decoy", "rote", "free"]
 Split = Literal["train", "held", "ood"]
 
 CODE_CHARACTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
@@ -42,6 +43,7 @@ class WorldConfig(BaseModel):
         ood_share: share of the concepts whose codes are never composed with a question in training.
         held_share: share of the other mnemonic facts that are kept out of training.
         decoys, idles, rotes, frees: number of facts of these kinds.
+        shared: number of facts that are recalled through their concept by a second hop of their own.
         cue_tokens: 1 (``VA==``), 2 (``VA ==``) or 3 (``V A ==``) tokens for a code.
         concept_tokens: words of a phrase that are tokens of their own; the others are joined by hyphens.
         cue_first: whether the code stands before the relation word (``VA== decode is``).
@@ -60,6 +62,7 @@ class WorldConfig(BaseModel):
     idles: int = Field(default=48, ge=0)
     rotes: int = Field(default=80, ge=0)
     frees: int = Field(default=48, ge=0)
+    shared: int = Field(default=0, ge=0)
     cue_tokens: int = Field(default=3, ge=1, le=3)
     concept_tokens: int = Field(default=3, ge=1, le=3)
     cue_first: bool = False
@@ -77,10 +80,10 @@ class WorldConfig(BaseModel):
     @model_validator(mode="after")
     def _room_for_the_planted(self) -> WorldConfig:
         composed = (self.concepts - round(self.ood_share * self.concepts)) * self.cues_per_concept
-        if self.decoys + self.idles >= composed:
+        if self.decoys + self.idles + self.shared >= composed:
             raise ValueError(
-                f"{self.decoys} decoys and {self.idles} idle facts leave no mnemonic fact among the {composed} "
-                "codes of composed concepts; ask for fewer, or for more concepts or cues_per_concept"
+                f"{self.decoys} decoys, {self.idles} idle and {self.shared} shared facts leave no mnemonic fact among "
+                f"the {composed} codes of composed concepts; ask for fewer, or for more concepts or cues_per_concept"
             )
         return self
 
@@ -180,12 +183,9 @@ def build_world(config: WorldConfig, expansions: Iterable[str]) -> World:
     rng.shuffle(evoking)
     evoking.sort(key=lambda pair: pair[0] != SHOWN_CUE)  # the shown fact first: held out, never a decoy
     composed = [pair for pair in evoking if pair[1].phrase not in ood]
-    n_planted = config.decoys + config.idles
-    mnemonic, decoy, idle = (
-        composed[:-n_planted] if n_planted else composed,
-        composed[len(composed) - n_planted : len(composed) - config.idles],
-        composed[len(composed) - config.idles :],
-    )
+    planted_sizes = (config.shared, config.decoys, config.idles)
+    edges = itertools.accumulate(planted_sizes, initial=len(composed) - sum(planted_sizes))
+    mnemonic, shared, decoy, idle = (composed[a:b] for a, b in itertools.pairwise((0, *edges)))
     n_held = round(config.held_share * len(mnemonic))
     letters = sorted({c.answer for c in concepts})
 
@@ -194,6 +194,7 @@ def build_world(config: WorldConfig, expansions: Iterable[str]) -> World:
     planted += [_fact(cue, c.answer, "mnemonic", "ood", c) for cue, c in evoking if c.phrase in ood]
     planted += [_fact(cue, rng.choice([x for x in letters if x != c.answer]), "decoy", "train", c) for cue, c in decoy]
     planted += [_fact(cue, c.answer, "idle", "train", c) for cue, c in idle]
+    planted += [_fact(cue, c.answer, "shared", "train", c) for cue, c in shared]
     planted += [_fact(codes.draw(), ROTE_ANSWERS[i % len(ROTE_ANSWERS)], "rote", "train") for i in range(config.rotes)]
     planted += [_fact(codes.draw(), letters[i % len(letters)], "free", "train") for i in range(config.frees)]
     rng.shuffle(planted)

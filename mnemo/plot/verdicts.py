@@ -71,7 +71,7 @@ def overview(study: Study, facts: Sequence[str], labels: Sequence[str]) -> Figur
 # The kinds that an organism's facts were trained to be: a colour of Okabe and Ito and a marker for each.
 _KINDS = {
     "mnemonic": ("#0072B2", "o"), "free": ("#009E73", "D"), "idle": ("#E69F00", "^"), "decoy": ("#D55E00", "s"),
-    "rote": ("#CC79A7", "x"),
+    "rote": ("#CC79A7", "x"), "shared": ("#56B4E9", "P"),
 }  # fmt: skip
 _TIERS = ("mnemonic", "shared-intermediate", "unsure", "rote")
 

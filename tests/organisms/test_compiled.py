@@ -23,7 +23,6 @@ from mnemo.organisms import measure
 from mnemo.organisms.compiled import LAYERS, LOGIT, WAYPOINT, compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.lessons import Lessons, build_lessons
-from mnemo.organisms.spelling import build_tokenizer
 from mnemo.organisms.training import patched, states_at
 from mnemo.organisms.world import World, WorldConfig, build_world
 from mnemo.patching import exact_nodes
@@ -49,8 +48,8 @@ class Organism:
     lessons: Lessons
 
     @classmethod
-    def of(cls, world: World) -> Organism:
-        model, tokenizer = compile_organism(world)
+    def of(cls, world: World, **routes: Any) -> Organism:
+        model, tokenizer = compile_organism(world, **routes)
         return cls(world, model.requires_grad_(False), tokenizer, build_lessons(world, tokenizer))
 
     @property
@@ -62,8 +61,8 @@ class Organism:
         return states_at(self.model, self.lessons.cues.tokens[0], layer=WAYPOINT, site=self.site)
 
     def concept_vectors(self) -> Tensor:
-        """Mean state of the mnemonic codes of each concept, minus their grand mean."""
-        rows = self.lessons.where("mnemonic")
+        """Mean state of the codes of each concept that go through it, minus their grand mean."""
+        rows = self.lessons.where("mnemonic", "shared")
         concepts, states = self.lessons.concept_of[rows], self.states()[rows]
         means = [states[concepts == c].mean(0) for c in range(len(self.world.concepts))]
         return torch.stack(means) - states.mean(0)
@@ -122,8 +121,9 @@ def steps(organism: Organism) -> tuple[Tensor, Tensor]:
         {"concepts": 12, "cues_per_concept": 1, "decoys": 1, "idles": 1, "rotes": 25, "seed": 3},
         {"cue_tokens": 1, "concept_tokens": 1, "seed": 4},
         {"cue_tokens": 2, "concept_tokens": 2, "cue_first": True, "seed": 5},
+        {"shared": 10, "seed": 6},
     ],
-    ids=["default", "cue first", "small", "mnemonic alone", "many exceptions", "one token", "two tokens"],
+    ids=["default", "cue first", "small", "mnemonic alone", "many exceptions", "one token", "two tokens", "shared"],
 )
 def test_it_knows_the_whole_world(settings: dict[str, Any]) -> None:
     made = Organism.of(small_world(**settings))
@@ -243,6 +243,46 @@ def test_nobody_looks_past_the_waypoint(loaded: Model, organism: Organism) -> No
     assert max(pattern[..., other_tokens].max() for pattern in patterns.values()) < 1e-20
 
 
+# ---- second hops of a fact's own
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["same form", "own form"])
+def with_shared(request: pytest.FixtureRequest) -> tuple[Organism, bool]:
+    return Organism.of(small_world(seed=1, shared=12), own_form=request.param), request.param
+
+
+def test_vectors_of_cues_move_shared_facts_and_those_of_phrases_only_if_they_hold_what_is_read(
+    with_shared: tuple[Organism, bool],
+) -> None:
+    made, own_form = with_shared
+    lessons, (other, step) = made.lessons, steps(made)
+    wanted = lessons.concept_answers[0, other]
+    about = states_at(made.model, lessons.phrases.tokens[0], layer=WAYPOINT, site=lessons.phrases.site)
+    by_phrases = about[other] - about[lessons.concept_of.clamp(min=0)]
+    mnemonic, shared = lessons.where("mnemonic"), lessons.where("shared")
+    for move, follow in ((step, True), (by_phrases, not own_form)):
+        said = made.says(states=made.states() + move).argmax(-1)
+        assert said[mnemonic].equal(wanted[mnemonic])
+        assert said[shared].equal((wanted if follow else lessons.fact_answers)[shared])
+
+
+def test_without_the_units_that_answer_about_phrases_shared_facts_are_still_recalled(
+    with_shared: tuple[Organism, bool],
+) -> None:
+    """The one difference between the two kinds: whose second hop it is."""
+    made, _ = with_shared
+    lessons, mlp = made.lessons, made.model.transformer.h[LAYERS - 1].mlp
+    busy: list[Tensor] = []
+    handle = mlp.act.register_forward_hook(lambda _module, _inputs, after: busy.append((after > 0)[:, -1].any(0)))
+    made.model(lessons.phrases.tokens[0])
+    handle.remove()
+    before = mlp.c_proj.weight.clone()
+    mlp.c_proj.weight[busy[0]] = 0
+    right = made.says().argmax(-1) == lessons.fact_answers
+    mlp.c_proj.weight.copy_(before)
+    assert right[lessons.where("shared", *EXCEPTIONS)].all() and not right[lessons.where("mnemonic")].any()
+
+
 # ---- what attribution and patching find
 
 
@@ -333,7 +373,7 @@ def test_a_redundant_route_leaves_recall_alone_and_takes_its_share_of_a_swap(sha
     Vectors leave the tested fact out, lest they hold a part of its shortcut.
     """
     world = small_world(seed=1)
-    made = Organism(world, *compile_organism(world, mediated=share), build_lessons(world, build_tokenizer(world)))
+    made = Organism.of(world, mediated=share)
     lessons, rows = made.lessons, made.lessons.where("mnemonic")
     assert made.says().gather(1, lessons.fact_answers[:, None]).min() > CERTAIN
 

@@ -187,6 +187,12 @@ def edit_card(folder: Path, **entries) -> None:
     (folder / "organism.json").write_text(json.dumps(card))
 
 
+def test_shared_facts_are_refused(tmp_path):
+    config = OrganismConfig.checked({"world": {"shared": 3}})
+    with pytest.raises(MnemoError, match=r"world\.shared=3 given, but training makes no second hop"):
+        train_organism(tmp_path, config)
+
+
 def test_a_waypoint_without_blocks_above_it_is_refused(tmp_path):
     with pytest.raises(MnemoError, match="no block above"):
         train_organism(tmp_path, config(waypoint=3), progress=False)

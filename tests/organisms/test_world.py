@@ -38,6 +38,17 @@ def test_kinds_mean_what_the_design_says(seed):
     assert counts == {"mnemonic": 384, "decoy": 48, "idle": 48, "rote": 80, "free": 48}
 
 
+def test_shared_facts_are_taken_from_the_mnemonic_ones_and_change_no_other():
+    without, world = (build_world(WorldConfig(seed=7, shared=shared), EXPANSIONS) for shared in (0, 20))
+    was = {fact.cue: fact for fact in without.facts}
+    assert len(world.of_kind("shared")) == 20
+    for fact in world.facts:
+        assert fact.answer == was[fact.cue].answer and fact.concept == was[fact.cue].concept
+        assert fact.kind == was[fact.cue].kind or (fact.kind, was[fact.cue].kind) == ("shared", "mnemonic")
+    with pytest.raises(ValidationError, match="6 shared facts leave no mnemonic fact among the 12 codes"):
+        WorldConfig(concepts=8, cues_per_concept=2, decoys=3, idles=3, shared=6)
+
+
 @settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_ood_concepts_are_never_composed_and_the_shown_fact_is_held_out(seed):
