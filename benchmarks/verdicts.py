@@ -38,6 +38,7 @@ from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.folder import TRUTH, write_folder
 from mnemo.organisms.world import World, WorldConfig, build_world
 from mnemo.scoring import NEGATIVES, RANKERS, benchmark, read_truth, score
+from mnemo.verdict import judge as judge_evidence
 
 Role = Literal["development", "report"]
 FAMILIES, SEEDS = ("gpt2", "llama", "qwen2"), (0, 1, 2, 3, 4)
@@ -67,6 +68,9 @@ COMPILED_VARIANTS: dict[str, dict[str, Any]] = {
     "negatives": {"decoys": 13, "idles": 13},  # with cues_per_concept=4: 40% of all codes that evoke
 }
 REDUNDANT = (0.0, 0.25, 0.5, 0.75)
+# Facts with a second hop of their own, which reads the concept itself, or a form of it that phrases do not evoke.
+OWN_HOPS = {"shared": False, "shared-form": True}
+SHARED = {"concepts": 12, "cues_per_concept": 4, "decoys": 4, "idles": 4, "rotes": 6, "frees": 2, "shared": 12}
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Case:
         auroc: the bar.
         exact: the bar for concepts read word for word.
         false_positives: the bar.
+        edit: whether concepts are edited.
+        costly: whether something has to be trained.
     """
 
     name: str
@@ -92,6 +98,7 @@ class Case:
     auroc: float = 0.99
     exact: float = 0.98
     false_positives: float = 0.05
+    edit: bool = False
     costly: bool = False
 
     @property
@@ -119,13 +126,14 @@ class Compile:
 
     world: WorldConfig
     mediated: float = 1.0
+    own_form: bool = False
     shuffled: bool = False
 
     def __call__(self, folder: Path, _organisms: Path) -> None:
         world = build_world(self.world, acronym_phrases())
         if self.shuffled:
             world = with_shuffled_answers(world)
-        model, tokenizer = compile_organism(world, mediated=self.mediated)
+        model, tokenizer = compile_organism(world, mediated=self.mediated, own_form=self.own_form)
         write_folder(folder, world, model, tokenizer, name=folder.name)
 
 
@@ -238,6 +246,9 @@ def suite() -> dict[str, Case]:
         for share in REDUNDANT:
             made = Compile(WorldConfig.model_validate({**SMALL, "seed": seed}), mediated=share)
             cases.append(Case(f"compiled-redundant-{share}-{seed}", role, made, mediated=share))
+        for name, own_form in OWN_HOPS.items():
+            made = Compile(WorldConfig.model_validate({**SHARED, "seed": seed}), own_form=own_form)
+            cases.append(Case(f"compiled-{name}-{seed}", role, made, edit=True))
         shuffled = Compile(WorldConfig.model_validate({**SMALL, "seed": seed}), shuffled=True)
         cases.append(Case(f"compiled-shuffled-{seed}", role, shuffled, layer=None))
         cases += lacking(f"compiled-plain-{seed}", role, costly=False)
@@ -264,16 +275,19 @@ SUITE = suite()
 def judge(name: str, organisms: Path, out: Path) -> None:
     """Extract and score one organism, baselines included; what was found goes to `out`/NAME."""
     folder = provided(name, organisms)
-    study, metrics = benchmark(folder, out=out / name, progress=False)
+    study, metrics = benchmark(folder, out=out / name, edit=SUITE[name].edit, progress=False)
     more = baselines(study)
     truth = read_truth(folder / TRUTH, study.task.load_facts())
     rankers = [*RANKERS, *more.columns.drop("fact_id")]
     beside = score(study.table.merge(more, on="fact_id", how="left"), truth, rankers=rankers)["auroc"]
     site = study.waypoint.site if study.waypoint is not None else None
+    without_edit = study.table.drop(columns="edit_follows", errors="ignore")
+    by_vectors = judge_evidence(without_edit, swaps_work=study.waypoint is not None and study.waypoint.swaps_work)
     last = -1 - len(study.task.recall.split("{cue}")[1].split())  # organisms spell a word as a token
     card = {
         **metrics,
         "auroc": beside,
+        "second_hop_by_vectors": score(by_vectors, truth)["second_hop"],
         "waypoint": None if site is None else [site.layer, site.position],
         "waypoint_right": site is not None and (site.layer, site.position) == (SUITE[name].layer, last),
         "seconds": float(study.table["seconds"].sum()),
@@ -295,7 +309,8 @@ def tables(out: Path) -> str:
     for role in ("development", "report"):
         chosen = {name: card for name, card in found.items() if SUITE[name].role == role}
         if chosen:
-            parts.append(f"### {role.capitalize()}\n\n{_verdict_table(chosen)}\n\n{_baseline_table(chosen)}")
+            made = (_verdict_table(chosen), _second_hop_table(chosen), _baseline_table(chosen))
+            parts += [f"### {role.capitalize()}", *filter(None, made)]
     return "\n\n".join(parts)
 
 
@@ -328,6 +343,20 @@ def _verdict_table(cards: dict[str, dict[str, Any]]) -> str:
         columns.append([entry.get("value") for entry, *_ in cells])
     lines.append(["median", *(_cell({"value": _median(column)}) for column in zip(*columns, strict=True))])
     return markdown(header, lines)
+
+
+def _second_hop_table(cards: dict[str, dict[str, Any]]) -> str:
+    """Of organisms with second hops of both sorts, which facts are given the right tier; nothing without any."""
+    columns = {"shared": "shared called shared-intermediate", "mnemonic": "mnemonic called mnemonic",
+               "balanced_accuracy": "balanced accuracy"}  # fmt: skip
+    ways = {"second_hop_by_vectors": "by vectors alone", "second_hop": "with --edit"}
+    header = ["second hops", *(f"{column}, {way}" for way in ways.values() for column in columns.values())]
+    lines = [
+        [name, *(_cell(card[way][column]) for way in ways for column in columns)]
+        for name, card in cards.items()
+        if SUITE[name].edit
+    ]
+    return markdown(header, lines) if lines else ""
 
 
 def _baseline_table(cards: dict[str, dict[str, Any]]) -> str:
