@@ -12,13 +12,18 @@ No dose is above 1. In organisms written down with a second route that carries t
 idle fact, though none of them goes through it: more of a concept than any context has overrides what it has no part in.
 
 **At which sites must a fact be moved?** Not at any: where a state is still being made, a swap can also undo what sets
-a fact apart, and then moves facts that have a concept and do not use it. Three answers (`DEFINITIONS`):
+a fact apart, and then moves facts that have a concept and do not use it. Five answers (`DEFINITIONS`):
 
 ``own``: nothing of the judge's is used. The concept is what the model says that the cue stands for when it is asked.
 The sites start where the model itself has not begun to use concepts: the concepts' *own prompts* go through their
 concept by definition, so as long as nine in ten of them give another concept's answer when they get its state, whatever
 goes through the concept by the same second hop must be moved too. The last layer at which that holds is where sites
 start (before the last position, where states come to hold the answer itself); from there on any site counts.
+
+``own, either``: the same sites, with that concept or the one that the judge read: asked, a model may name another
+concept than the one that a fact goes through.
+
+``own, inner``: of these, the sites before the last position alone (all, where the cue ends the prompt).
 
 ``judge``: the sites start at the waypoint that the judge found, and the concept is the one that it read. Exhaustive
 about swaps, and as wrong as the judge about what it takes from it.
@@ -28,9 +33,10 @@ about swaps, and as wrong as the judge about what it takes from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
@@ -39,20 +45,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnemo.concept_vectors import ConceptTable, ConceptVectors, concept_vectors, like
-from mnemo.patching import Patch, Site, ask, read_stream
+from mnemo.patching import LAST_ALONE, Patch, Site, ask, patch_hook, read_stream
 from mnemo.study import Study
 from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.verdict import MOVED
 from mnemo.waypoints import sites_at
 
-DEFINITIONS = ("own", "judge", "anywhere")
+if TYPE_CHECKING:
+    from mnemo.model import Model
+
+DEFINITIONS = ("own", "own, either", "own, inner", "judge", "anywhere")
 DOSES = (0.25, 0.5, 0.75, 1.0)
 WHOLE = 0.9  # share of the concepts' own prompts that another concept's state moves, where the concept is unused as yet
 
 Source = Literal["concept", "evoked"]  # columns of `Study.table`: what the judge read, what the model says when asked
 SOURCES: tuple[Source, ...] = ("concept", "evoked")
 COLUMNS = [
-    "fact_id", "layer", "position", "dose", "swap", "random", "suffices", "other_suffices", "kept", "direct",
+    "fact_id", "source", "layer", "position", "dose", "swap", "random", "other_suffices", "kept", "direct",
 ]  # fmt: skip
 
 
@@ -68,9 +77,7 @@ def gold_standard(trials: pd.DataFrame, fact_ids: Sequence[str], *, own: Site, j
         judge: the judge's waypoint.
     """
     moved = trials[
-        (trials["swap"] - trials["random"] > MOVED)
-        & (trials["suffices"] - trials["other_suffices"] > MOVED)
-        & ~(trials["kept"] < MOVED)
+        (trials["swap"] - trials["random"] > MOVED) & (1 - trials["other_suffices"] > MOVED) & ~(trials["kept"] < MOVED)
     ]
 
     def later(start: Site) -> pd.Series:
@@ -78,6 +85,8 @@ def gold_standard(trials: pd.DataFrame, fact_ids: Sequence[str], *, own: Site, j
 
     through = {
         "own": moved[later(own) & (moved["source"] == "evoked")],
+        "own, either": moved[later(own)],
+        "own, inner": moved[later(own) & ((moved["position"] < -1) | (own.position == -1))],
         "judge": moved[later(judge) & (moved["source"] == "concept")],
         "anywhere": moved,
     }
@@ -108,13 +117,15 @@ def own_start(study: Study) -> Site:
 
 
 def every_trial(study: Study, fact_ids: Sequence[str], *, seed: int = 0, progress: bool = True) -> pd.DataFrame:
-    """Try everything with either concept at every site; a row for each fact that has a concept, site and dose.
+    """Try every fact with either concept at every site and dose; what cannot count any more is not tried further.
 
-    Columns: `fact_id`, `source` of the concept, `layer`, `position`, `dose`; `swap` and `random`, the shares of swaps
-    and of random directions that give the predicted answer; `suffices`, whether the mean state plus the concept gives
-    the fact's answer, and `other_suffices`, the share of other concepts with which it does; `kept`, the share of
-    concepts with the same answer that leave it alone; and, at the last position, `direct`, the share of swaps that give
-    the predicted answer when the change goes straight to the final norm.
+    Returns:
+        a row for each fact, concept, site and dose at which the mean state plus the concept gives the fact's answer and
+        more than half of the swaps the predicted one: `fact_id`, `source` of the concept, `layer`, `position`, `dose`;
+        `swap` and `random`, the shares of swaps and of random directions that give the predicted answer;
+        `other_suffices`, the share of other concepts that give the fact's answer; `kept`, the share of concepts with
+        the same answer that leave it alone; and, at the last position, `direct`, the share of swaps that give the
+        predicted answer when the change goes straight to the final norm.
 
     Args:
         study: what `extract` found; its verdicts are not looked at. Its task must have `verbalise`, and `recall` and
@@ -123,30 +134,21 @@ def every_trial(study: Study, fact_ids: Sequence[str], *, seed: int = 0, progres
         seed: draws the random directions.
         progress: show progress bars.
     """
-    return pd.concat([_by(source, study, fact_ids, seed=seed, progress=progress) for source in SOURCES])
-
-
-def _by(source: Source, study: Study, fact_ids: Sequence[str], *, seed: int, progress: bool) -> pd.DataFrame:
-    known = _concepts(study, source)
-    sites = _sites(study)
-    positions = sorted({site.position for site in sites})
-    streams = read_stream(study.model, [study.prompt(fact_id) for fact_id in known.rows], positions)
-    contributes = known.vectors.contributes
-    vectors = {
-        site: concept_vectors(
-            study.model, known.table, streams[:, site.layer, positions.index(site.position)], contributes, site=site
-        )
-        for site in sites
-    }
     draw = torch.Generator().manual_seed(seed)
     rows = []
-    for fact_id in tqdm(fact_ids, desc=f"gold standard, by {source}", disable=not progress, leave=False):
-        row = known.rows[fact_id]
-        fact = _Fact(study, fact_id, row, int(known.concepts[row]), int(known.answers[row]), streams[row, -1, -1])
-        if fact.concept >= 0:
-            for site in sites:
-                rows += _at(fact, known.table, vectors[site], draw)
-    return pd.DataFrame(rows, columns=COLUMNS).assign(source=source)
+    for source in SOURCES:
+        known, sites = _concepts(study, source), _sites(study)
+        positions = sorted({site.position for site in sites})
+        streams = read_stream(study.model, [study.prompt(fact_id) for fact_id in known.rows], positions)
+        for site in tqdm(sites, desc=f"gold standard, by {source}", disable=not progress, leave=False):
+            states = streams[:, site.layer, positions.index(site.position)]
+            vectors = concept_vectors(study.model, known.table, states, known.vectors.contributes, site=site)
+            for fact_id in fact_ids:
+                row = known.rows[fact_id]
+                if known.concepts[row] >= 0:
+                    fact = _Fact.of(study, fact_id, row, int(known.concepts[row]), int(known.answers[row]))
+                    rows += [{"source": source, **found} for found in _at(fact, known.table, vectors, draw)]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _concepts(study: Study, source: Source) -> StudyConcepts:
@@ -162,25 +164,31 @@ def _sites(study: Study) -> list[Site]:
 
 @dataclass(frozen=True)
 class _Fact:
-    """A fact on trial: where it stands among the recalled ones, its concept and answer, and its final state."""
+    """A fact on trial: where it stands among the recalled ones, its concept, its answer and all its states."""
 
-    study: Study
+    model: Model
     fact_id: str
     row: int
     concept: int
     answer: int
-    final: Float[Tensor, " d"]
+    stream: Float[Tensor, "layer position d"]
 
+    @classmethod
+    def of(cls, study: Study, fact_id: str, row: int, concept: int, answer: int) -> _Fact:
+        prompt = study.prompt(fact_id)
+        stream = read_stream(study.model, [prompt], range(-len(prompt), 0))[0]
+        return cls(study.model, fact_id, row, concept, answer, stream)
+
+    @torch.no_grad()
     def tops(self, site: Site, states: Float[Tensor, "trial d"]) -> Int[Tensor, " trial"]:
-        """What it answers with each state in place of its own."""
-        prompts = [self.study.prompt(self.fact_id)] * len(states)
-        return ask(self.study.model, prompts, torch.zeros(len(states), 1).long(), patch=Patch(site, states)).top
+        """What it answers with each state in place of its own. Blocks below the site are not run again."""
+        start = min(site.layer, self.model.n_layers - 1)
+        stream, hooks = self.stream[start].repeat(len(states), 1, 1), [patch_hook(self.model, site, states), LAST_ALONE]
+        return self.model.bridge.run_with_hooks(stream, start_at_layer=start, fwd_hooks=hooks)[:, -1].argmax(-1)
 
 
-def _at(
-    fact: _Fact, table: ConceptTable, vectors: ConceptVectors, draw: torch.Generator
-) -> list[dict[str, float | str]]:
-    """What swaps, sufficiency and controls give at one site, for each dose."""
+def _at(fact: _Fact, table: ConceptTable, vectors: ConceptVectors, draw: torch.Generator) -> list[dict[str, Any]]:
+    """What swaps and their controls give at one site, for each dose at which they may count."""
     backed, site = vectors.counts > 0, vectors.site
     rivals = backed & (table.answers == fact.answer)
     rivals[fact.concept] = False
@@ -197,22 +205,29 @@ def _at(
         rows, own = torch.full_like(concepts, fact.row), torch.full_like(concepts, fact.concept)
         return vectors.between(rows, own, concepts)
 
-    state, mean, wanted, swaps = vectors.states[fact.row], vectors.mean, table.answers[others], steps(others)
-    own, kept_by = seen(torch.tensor([fact.concept])), steps(rivals)
-    answer = torch.tensor(fact.answer)
-    trials: dict[tuple[str, float], tuple[Tensor, Tensor]] = {}
-    for dose in DOSES:
-        trials["swap", dose] = (state + dose * swaps, wanted)
-        trials["random", dose] = (state + dose * like(swaps, draw), wanted)
-        trials["suffices", dose] = (mean + dose * own, answer)
-        trials["other_suffices", dose] = (mean + dose * seen(others), answer)
-        trials["kept", dose] = (state + dose * kept_by, answer)
-    tops = fact.tops(site, torch.cat([states for states, _ in trials.values()]))
-    said = dict(zip(trials, tops.split([len(states) for states, _ in trials.values()]), strict=True))
-    share = {key: (said[key] == hoped).float().mean().item() for key, (_, hoped) in trials.items()}
-    for dose in DOSES if site.position == -1 else ():
-        direct = fact.tops(Site(fact.study.model.n_layers, -1), fact.final + dose * swaps)
-        share["direct", dose] = (direct == wanted).float().mean().item()
-    measures = dict.fromkeys(name for name, _ in share)
-    place: dict[str, float | str] = {"fact_id": fact.fact_id, "layer": site.layer, "position": site.position}
-    return [{**place, "dose": dose, **{name: share[name, dose] for name in measures}} for dose in DOSES]
+    def share(tried: dict[float, Tensor], wanted: Tensor, at: Site = site) -> dict[float, float]:
+        """How often states give the wanted answers, for each dose; NaN where there is nothing to be tried."""
+        if not any(map(len, tried.values())):
+            return dict.fromkeys(tried, math.nan)
+        tops = fact.tops(at, torch.cat(list(tried.values()))).split([len(states) for states in tried.values()])
+        return {dose: (top == wanted).float().mean().item() for dose, top in zip(tried, tops, strict=True)}
+
+    state, mean, answer = vectors.states[fact.row], vectors.mean, torch.tensor(fact.answer)
+    mine, theirs, swaps, kept_by = seen(torch.tensor([fact.concept])), seen(others), steps(others), steps(rivals)
+    wanted, final = table.answers[others], Site(fact.model.n_layers, -1)
+    suffices = share({dose: mean + dose * mine for dose in DOSES}, answer)
+    swap = share({dose: state + dose * swaps for dose, given in suffices.items() if given}, wanted)
+    left = [dose for dose, came in swap.items() if came > MOVED]
+    beside = {
+        "random": share({dose: state + dose * like(swaps, draw) for dose in left}, wanted),
+        "other_suffices": share({dose: mean + dose * theirs for dose in left}, answer),
+        "kept": share({dose: state + dose * kept_by for dose in left}, answer),
+    }
+    if site.position == final.position:
+        last = fact.stream[final.layer, final.position]
+        beside["direct"] = share({dose: last + dose * swaps for dose in left}, wanted, final)
+    place = {"fact_id": fact.fact_id, "layer": site.layer, "position": site.position}
+    return [
+        {**place, "dose": dose, "swap": swap[dose], **{name: shares[dose] for name, shares in beside.items()}}
+        for dose in left
+    ]

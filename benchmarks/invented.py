@@ -27,18 +27,19 @@ import torch
 from gold import DEFINITIONS, every_trial, gold_standard, own_start
 from verdicts import markdown
 
-from mnemo.files import write_text
+from mnemo.files import replacing, write_text
 from mnemo.intervals import grouped_interval
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, strongest_first
 from mnemo.organisms.build import OrganismConfig, train_organism
 from mnemo.report import swaps_in_words
-from mnemo.study import extract
+from mnemo.scoring import NEGATIVES, read_truth, with_truth
+from mnemo.study import Study, extract
 
 WORLD = {"concepts": 48, "cues_per_concept": 4, "decoys": 0, "idles": 0, "rotes": 32, "frees": 64}
 UNPLANTED = {"align": 0, "interchange": 0, "immune": 0, "edited": 0, "legible": 0}
 STEPS = 1500
 EXAMPLES = 3
-SHOWN_KINDS, PLANTED = ("mnemonic", "idle", "decoy"), 8  # what gold standards say of so many facts whose truth is known
+PLANTED = 8  # facts of each kind whose truth is known that gold standards are checked on
 
 
 @dataclass(frozen=True)
@@ -78,49 +79,57 @@ def run(case: Case, organisms: Path, out: Path) -> None:
 
 def judge(folder: Path, out: Path, *, name: str) -> None:
     """Extract, count and compare with the gold standard; what was found goes to `out`/NAME.json and NAME.parquet."""
-    out.mkdir(parents=True, exist_ok=True)
     study = extract(folder, progress=False)
-    table = study.table
+    table, planted = study.table, {}
     truth = folder / "truth.csv"
     if truth.is_file():
-        from mnemo.scoring import read_truth, with_truth
-
         merged = with_truth(table, read_truth(truth, study.task.load_facts()))
         table = merged[merged["kind"] == "free"]
+        of_kind = merged[merged["recalled"]].groupby("kind")["fact_id"]
+        planted = {kind: list(ids)[:PLANTED] for kind, ids in of_kind if kind in NEGATIVES or kind == "mnemonic"}
     free = table[table["recalled"]]
-    verdicts = free.set_index("fact_id")["verdict"]
-    called, decided = verdicts.isin(THROUGH_A_CONCEPT), verdicts != "unsure"
     card: dict[str, Any] = {"asked": len(table), "notes": list(study.notes), "waypoint": None}
-    if study.waypoint is not None and study.task.verbalise and len(free):
-        site, own = study.waypoint.site, own_start(study)
+    if study.waypoint is not None:
+        site = study.waypoint.site
         card["waypoint"] = [site.layer, site.position, float(study.waypoint.candidates["score"].max())]
-        card["own_start"] = [own.layer, own.position]
-        by_kind = {"free": list(free["fact_id"])}
-        if truth.is_file():
-            known = merged[merged["recalled"]].groupby("kind")["fact_id"].apply(lambda ids: list(ids)[:PLANTED])
-            by_kind |= {kind: known[kind] for kind in SHOWN_KINDS if kind in known}
-        asked = [fact_id for ids in by_kind.values() for fact_id in ids]
-        trials = every_trial(study, asked, progress=False)
-        trials.to_parquet(out / f"{name}.parquet", index=False)
-        gold = gold_standard(trials, asked, own=own, judge=site)
-        groups = free.set_index("fact_id")["concept"]
-        groups = groups.where(groups.notna(), groups.index.to_series()).to_numpy()
-        agree = gold.loc[verdicts.index].eq(called, axis=0)
-        card["gold"] = {
-            definition: {
-                "through": int(gold.loc[verdicts.index, definition].sum()),
-                "agree": grouped_interval(agree[definition].to_numpy(float), groups, seed=0),
-                "agree_decided": float(agree.loc[decided, definition].mean()),
-                "by_kind": {kind: [int(gold.loc[ids, definition].sum()), len(ids)] for kind, ids in by_kind.items()},
-            }
-            for definition in DEFINITIONS
-        }
+        if study.task.verbalise and len(free):
+            card |= against_gold(study, free, planted, trials_in=out / f"{name}.parquet")
     shown = strongest_first(free).head(EXAMPLES)
     columns = ["cue", "answer", "concept", "invented", "score", "entailment", "swap_success", "swap_control"]
     columns += [column for column in ("dose", "dosed_swap", "dosed_control") if column in shown]
     card |= {"counts": count_invented(free), "examples": shown[columns].to_dict("records")}
     card["verdicts"] = free["verdict"].value_counts().to_dict()
     write_text(out / f"{name}.json", json.dumps(card, indent=2, default=float) + "\n")
+
+
+def against_gold(study: Study, free: pd.DataFrame, planted: dict[str, list[str]], *, trials_in: Path) -> dict[str, Any]:
+    """Compare verdicts on free facts with each gold standard, and those with what is known of planted facts.
+
+    Args:
+        study: what `extract` found.
+        free: rows of its table.
+        planted: ids of facts of each kind whose truth is known.
+        trials_in: file for the trials of the gold standard.
+    """
+    assert study.waypoint is not None
+    verdicts = free.set_index("fact_id")["verdict"]
+    by_kind = {"free": list(verdicts.index), **planted}
+    asked = [fact_id for ids in by_kind.values() for fact_id in ids]
+    trials, own = every_trial(study, asked, progress=False), own_start(study)
+    with replacing(trials_in) as draft:
+        trials.to_parquet(draft, index=False)
+    gold = gold_standard(trials, asked, own=own, judge=study.waypoint.site)
+    agree = gold.loc[verdicts.index].eq(verdicts.isin(THROUGH_A_CONCEPT), axis=0)
+    groups = free["concept"].where(free["concept"].notna(), free["fact_id"]).to_numpy()
+
+    def compare(definition: str) -> dict[str, Any]:
+        return {
+            "agree": grouped_interval(agree[definition].to_numpy(float), groups, seed=0),
+            "agree_decided": float(agree.loc[verdicts != "unsure", definition].mean()),
+            "through": {kind: [int(gold.loc[ids, definition].sum()), len(ids)] for kind, ids in by_kind.items()},
+        }
+
+    return {"gold_start": [own.layer, own.position], "gold": {name: compare(name) for name in DEFINITIONS}}
 
 
 def tables(out: Path) -> str:
@@ -130,8 +139,7 @@ def tables(out: Path) -> str:
         raise SystemExit(f"{out}: nothing was judged there; leave --table out, or give --out")
     header = [
         "organism", "free facts recalled", "name a concept with their answer", "shuffled (max)",
-        "recalled through it", "shuffled", "invented", "unsure", "look-alike", "gold standard: through", "agrees",
-        "... where decided",
+        "recalled through it", "shuffled", "invented", "unsure", "look-alike",
     ]  # fmt: skip
     rows = []
     for name, card in cards.items():
@@ -146,8 +154,6 @@ def tables(out: Path) -> str:
                 _share(counts.get("verdicts_share")),
                 f"{null_through.get('mean', float('nan')):.3f}",
                 *(str(kinds.get(kind, "-")) for kind in ("invented", "unsure", "look-alike")),
-                str(card.get("gold", {}).get("through", "-")),
-                *(_number(card.get("gold", {}).get(name)) for name in ("agree", "agree_decided")),
             ]
         )
     examples = [
@@ -156,7 +162,33 @@ def tables(out: Path) -> str:
         for name, card in cards.items()
         for e in card["examples"]
     ]
-    return "\n".join([markdown(header, rows), "", "The clearest of each:", "", *examples])
+    return "\n".join([markdown(header, rows), "", _gold_table(cards), "", "The clearest of each:", "", *examples])
+
+
+def _gold_table(cards: dict[str, dict[str, Any]]) -> str:
+    """How far verdicts on free facts agree with each gold standard, and what that says of planted facts."""
+    header = [
+        "organism", "gold standard", "sites start at", "free: through", "verdicts agree", "... where decided",
+        *(f"{kind}: through" for kind in ("mnemonic", *NEGATIVES)),
+    ]  # fmt: skip
+    rows = []
+    for name, card in cards.items():
+        starts = {"judge": card["waypoint"], "anywhere": None}
+        for definition, found in card.get("gold", {}).items():
+            start = starts.get(definition, card["gold_start"])
+            through = {kind: f"{count} of {of}" for kind, (count, of) in found["through"].items()}
+            rows.append(
+                [
+                    name,
+                    definition,
+                    "the cue" if start is None else f"block {start[0]}, position {start[1]}",
+                    through["free"],
+                    _share(found["agree"]),
+                    _number(found["agree_decided"]),
+                    *(through.get(kind, "-") for kind in ("mnemonic", *NEGATIVES)),
+                ]
+            )
+    return markdown(header, rows)
 
 
 def _share(interval: dict[str, float | None] | None) -> str:
