@@ -162,33 +162,29 @@ def tables(out: Path) -> str:
         for name, card in cards.items()
         for e in card["examples"]
     ]
-    return "\n".join([markdown(header, rows), "", _gold_table(cards), "", "The clearest of each:", "", *examples])
+    return "\n".join([markdown(header, rows), "", *_gold_tables(cards), "The clearest of each:", "", *examples])
 
 
-def _gold_table(cards: dict[str, dict[str, Any]]) -> str:
-    """How far verdicts on free facts agree with each gold standard, and what that says of planted facts."""
-    header = [
-        "organism", "gold standard", "sites start at", "free: through", "verdicts agree", "... where decided",
-        *(f"{kind}: through" for kind in ("mnemonic", *NEGATIVES)),
-    ]  # fmt: skip
-    rows = []
-    for name, card in cards.items():
-        starts = {"judge": card["waypoint"], "anywhere": None}
-        for definition, found in card.get("gold", {}).items():
-            start = starts.get(definition, card["gold_start"])
-            through = {kind: f"{count} of {of}" for kind, (count, of) in found["through"].items()}
-            rows.append(
-                [
-                    name,
-                    definition,
-                    "the cue" if start is None else f"block {start[0]}, position {start[1]}",
-                    through["free"],
-                    _share(found["agree"]),
-                    _number(found["agree_decided"]),
-                    *(through.get(kind, "-") for kind in ("mnemonic", *NEGATIVES)),
-                ]
-            )
-    return markdown(header, rows)
+def _gold_tables(cards: dict[str, dict[str, Any]]) -> list[str]:
+    """How far verdicts on free facts agree with each gold standard, and what each says of planted facts."""
+    judged = {name: card for name, card in cards.items() if "gold" in card}
+    header = ["verdicts on free facts agree", *DEFINITIONS, "own: sites start at", "judge: sites start at"]
+    rows = [
+        [
+            name,
+            *(_share(card["gold"][definition]["agree"]) for definition in DEFINITIONS),
+            *(f"block {start[0]}, position {start[1]}" for start in (card["gold_start"], card["waypoint"])),
+        ]
+        for name, card in judged.items()
+    ]
+
+    def called(definition: str, kind: str) -> str:
+        found = [card["gold"][definition]["through"].get(kind, [0, 0]) for card in judged.values()]
+        return f"{sum(count for count, _ in found)} of {sum(of for _, of in found)}"
+
+    kinds = ["mnemonic", *NEGATIVES, "free"]
+    check = [[definition, *(called(definition, kind) for kind in kinds)] for definition in DEFINITIONS]
+    return [markdown(header, rows), "", markdown(["called through their concept", *kinds], check), ""]
 
 
 def _share(interval: dict[str, float | None] | None) -> str:

@@ -90,6 +90,20 @@ def test_what_misses_its_bar_is_marked(judged, tmp_path):
     assert marked["compiled-redundant-0.5-2"] == 0  # 0.05 off the planted share is near enough
 
 
+def test_second_hops_are_told_of_organisms_that_have_both_sorts(judged, tmp_path):
+    card = json.loads((judged[1] / "compiled-plain-0" / "card.json").read_text())
+    assert card["second_hop"] == card["second_hop_by_vectors"]  # nothing was edited
+    assert card["second_hop"]["mnemonic"]["value"] == 1 and card["second_hop"]["shared"]["value"] is None
+    put(tmp_path, "compiled-plain-0", card)
+    assert "second hops" not in verdicts.tables(tmp_path)
+    card["second_hop_by_vectors"]["shared"] = {"value": 0.125, "low": 0.0, "high": 0.25}
+    put(tmp_path, "compiled-shared-0", card)
+    lines = verdicts.tables(tmp_path).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| second hops"))
+    (row,) = lines[start + 2 : lines.index("", start)]
+    assert row.startswith("| compiled-shared-0 | 0.125 [0.00, 0.25] | 1.000")
+
+
 def test_a_folder_without_verdicts_is_named_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, "--table", "--out", tmp_path], capture_output=True, text=True, check=False
