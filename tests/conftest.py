@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import types
+from collections.abc import Callable
 
 # Read once, when transformers and the hub client are first imported: so before anything else.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,9 +17,31 @@ import jaxtyping
 import pytest
 import torch
 
+_checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+_known: dict[object, Callable[..., object]] = {}
+
+
+def typechecked(function: types.FunctionType) -> Callable[..., object]:
+    """Return the check that beartype writes for a signature; an int is a float, as for pyright.
+
+    jaxtyping asks anew each time a ``def`` is run, for those within functions many thousand times in this suite, and
+    beartype takes a millisecond to write the same check. What it is given is a stub that holds nothing but the
+    signature: two with equal names, annotations and default values in the same places are checked alike.
+    """
+    key = (
+        function.__module__, function.__qualname__, function.__code__, tuple(function.__annotations__.items()),
+        len(function.__defaults__ or ()), tuple(function.__kwdefaults__ or ()),
+    )  # fmt: skip
+    try:
+        if key not in _known:
+            _known[key] = _checked(function)
+    except TypeError:  # an annotation that cannot be hashed
+        return _checked(function)
+    return _known[key]
+
+
 # Every annotation in mnemo, shapes included, is checked at each call. A value of the wrong type is thus
-# jaxtyping's TypeCheckError here, before mnemo's own checks see it. An int is a float, as for pyright.
-typechecked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+# jaxtyping's TypeCheckError here, before mnemo's own checks see it.
 jaxtyping.install_import_hook("mnemo", f"{__name__}.typechecked")
 
 # Threads that wait for a core which something else holds slow small models down many times over; one is enough.
