@@ -185,9 +185,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "mnemo"
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", ".venv", "out", "dist", "__pycache__"))
-        for module in {mutant.module for mutant in todo}:
-            if run_tests(folder, TESTS[module], 4 * options.limit) != "passed":
-                sys.exit(f"the tests of {module} fail without any change: mend them first")
+        for tests in {tuple(TESTS[mutant.module]) for mutant in todo}:
+            if run_tests(folder, tests, 4 * options.limit) != "passed":
+                sys.exit(f"{' and '.join(tests)} fail without any change: mend them first")
         for mutant in tqdm(todo, unit="mutant"):
             file = folder / "mnemo" / f"{mutant.module}.py"
             untouched, start = file.read_text(encoding="utf-8"), time.perf_counter()
