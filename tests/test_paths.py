@@ -43,7 +43,9 @@ def traced(request):
 
 
 def test_all_paths_together_are_the_measured_difference(traced):
-    _, multipliers, totals = traced
+    model, multipliers, totals = traced
+    (said,) = model.forward([multipliers.contrast.clean.tokens])
+    assert multipliers.predicted == int(said[-1].argmax())
     embedded = node_values(multipliers, totals)[0].sum()
     assert abs(float(embedded) - multipliers.total) <= 0.01 * abs(multipliers.total)
     # What is missing is what the quadrature of each component says that it gets wrong.
@@ -267,6 +269,17 @@ def test_more_nodes_are_taken_until_the_effect_is_conserved():
     assert multipliers.nodes > 4
 
 
+def test_prompts_that_differ_from_their_first_token_on_lose_nothing():
+    model = load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
+    pair = contrasts(model)[0]
+    first = next(i for i, (a, b) in enumerate(pairs(pair)) if a != b)
+    clean, corrupt = (Prompt("", prompt.tokens[first:], (0, 1)) for prompt in (pair.clean, pair.corrupt))
+    short = Contrast(pair.fact, pair.corrupt_fact, clean, corrupt, pair.answer, pair.contrast_answer)
+    multipliers, totals = averaged_multipliers(model, short)
+    embedded = node_values(multipliers, totals)[0].sum()
+    assert float(embedded) == pytest.approx(multipliers.total, rel=0.01)
+
+
 # ---- organisms
 
 
@@ -294,6 +307,35 @@ def test_the_compiled_organism_shows_its_constructed_route(tmp_path):
 
 
 # ---- mistakes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_an_mlp_that_looks_at_other_positions_is_refused(dtype):
+    """It writes up to 1.3 times as much where there are positions before."""
+    model = load(tiny_model("gpt2"), tokenizer=tiny_tokenizer(), dtype=dtype)
+    pair = contrasts(model)[0]
+    averaged_multipliers(model, pair)
+
+    def grow(module, arguments, written):
+        return written * torch.linspace(1, 1.3, written.shape[-2], dtype=written.dtype)[:, None]
+
+    model.bridge.blocks[1].mlp.original_component.register_forward_hook(grow)
+    with pytest.raises(MnemoError, match="the MLP of block 1 is not a function of the stream at one position"):
+        averaged_multipliers(model, pair)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_stream_that_something_else_writes_to_is_refused(sign):
+    model = load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
+
+    def write(module, arguments):
+        stream, *others = arguments
+        clean = torch.arange(len(stream)) == 1 if len(stream) == 2 else torch.zeros(len(stream))
+        return stream + sign * clean[:, None, None], *others
+
+    model.bridge.blocks[1].register_forward_pre_hook(write)
+    with pytest.raises(MnemoError, match=r"what embedding, heads and MLPs write is off by .* of the last stream"):
+        averaged_multipliers(model, contrasts(model)[0])
 
 
 def test_contrasts_that_compare_nothing_are_refused():
