@@ -45,7 +45,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnemo.concept_vectors import ConceptTable, ConceptVectors, concept_vectors, like
-from mnemo.patching import LAST_ALONE, Patch, Site, ask, patch_hook, read_stream
+from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.study import Study
 from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.verdict import MOVED
@@ -53,6 +53,7 @@ from mnemo.waypoints import sites_at
 
 if TYPE_CHECKING:
     from mnemo.model import Model
+    from mnemo.prompts import Prompt
 
 DEFINITIONS = ("own", "own, either", "own, inner", "judge", "anywhere")
 DOSES = (0.25, 0.5, 0.75, 1.0)
@@ -171,20 +172,19 @@ class _Fact:
     row: int
     concept: int
     answer: int
+    prompt: Prompt
     stream: Float[Tensor, "layer position d"]
 
     @classmethod
     def of(cls, study: Study, fact_id: str, row: int, concept: int, answer: int) -> _Fact:
         prompt = study.prompt(fact_id)
         stream = read_stream(study.model, [prompt], range(-len(prompt), 0))[0]
-        return cls(study.model, fact_id, row, concept, answer, stream)
+        return cls(study.model, fact_id, row, concept, answer, prompt, stream)
 
-    @torch.no_grad()
     def tops(self, site: Site, states: Float[Tensor, "trial d"]) -> Int[Tensor, " trial"]:
-        """What it answers with each state in place of its own. Blocks below the site are not run again."""
-        start = min(site.layer, self.model.n_layers - 1)
-        stream, hooks = self.stream[start].repeat(len(states), 1, 1), [patch_hook(self.model, site, states), LAST_ALONE]
-        return self.model.bridge.run_with_hooks(stream, start_at_layer=start, fwd_hooks=hooks)[:, -1].argmax(-1)
+        """What it answers with each state in place of its own."""
+        nothing = torch.empty(len(states), 0).long()
+        return ask(self.model, [self.prompt] * len(states), nothing, patch=Patch(site, states)).top
 
 
 def _at(fact: _Fact, table: ConceptTable, vectors: ConceptVectors, draw: torch.Generator) -> list[dict[str, Any]]:
