@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gold
 import pandas as pd
-import pytest
-import torch
 
-from mnemo.organisms.compiled import LAYERS, WAYPOINT
-from mnemo.patching import Patch, Site, ask
+from mnemo.organisms.compiled import WAYPOINT
+from mnemo.patching import Site
 
 SITE = Site(WAYPOINT, -2)
 
@@ -25,17 +23,6 @@ def test_it_finds_what_goes_through_its_concept_and_nothing_else(compiled_study)
     trials = gold.every_trial(study, ids, progress=False)
     found = gold.gold_standard(trials, ids, own=gold.own_start(study), judge=SITE)
     assert found["own"].tolist() == found["judge"].tolist() == [True, False, False, False]
-
-
-@pytest.mark.parametrize("site", [Site(1, -2), SITE, Site(3, -1), Site(LAYERS, -1)])
-def test_blocks_below_a_site_need_not_be_run_again(compiled_study, site):
-    study, world, _ = compiled_study
-    fact_id = world.of_kind("mnemonic")[0].fact_id
-    fact = gold._Fact.of(study, fact_id, 0, 0, 0)
-    states = fact.stream[site.layer, site.position] + torch.randn(30, study.model.d_model)
-    nothing = torch.zeros(30, 1).long()
-    expected = ask(study.model, [study.prompt(fact_id)] * 30, nothing, patch=Patch(site, states)).top
-    assert fact.tops(site, states).equal(expected)
 
 
 def test_each_definition_counts_its_own_sites_and_concepts():
