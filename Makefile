@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed
 NOTEBOOKS := $(if $(wildcard notebooks/*.ipynb),--nbmake notebooks)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lab docs lint clean help
+.PHONY: demo test lab docs lint coverage mutants release clean help
 
 demo: $(STAMP) ## show, on the bundled organism, a fact that is recalled through a concept
 	@$(BIN)/mnemo demo
@@ -31,8 +31,18 @@ lint: $(STAMP) ## check style, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
+coverage: $(STAMP) ## run the tests and say which share of the lines of mnemo/ they reach
+	@OMP_NUM_THREADS=1 $(BIN)/coverage run --source mnemo -m pytest -q tests
+	@$(BIN)/coverage report --skip-covered
+
+mutants: $(STAMP) ## change the core mathematics here and there and see whether its tests notice (hours)
+	@$(BIN)/python benchmarks/mutation.py
+
+release: $(STAMP) ## build the wheel, install it into a fresh environment and run the demo from there
+	@$(BIN)/python benchmarks/release.py
+
 clean: ## remove .venv, caches and builds (results in out/ stay)
-	@rm -rf $(VENV) build dist site .hypothesis .pytest_cache .ruff_cache
+	@rm -rf $(VENV) build dist site .hypothesis .pytest_cache .ruff_cache .coverage
 	@find . -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## list the targets
