@@ -9,6 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from mnemo.errors import InputError, did_you_mean
 from mnemo.tokens import shown
 
+# What a file may say of a model; the largest have a tenth of it. Numbers beyond that would take hours or all memory.
+MOST_LAYERS, MOST_HEADS = 1_000, 10_000
+
 
 def _plain_text(value: str) -> str:
     if "\0" in value:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mnemo.checked import MOST_HEADS, MOST_LAYERS
 from mnemo.datasets import data_path
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import is_hub_name
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _MAX_CONFIG = 2**24  # bytes; a configuration has some thousand
-# What a configuration may ask for; the largest models have a tenth of it. Of a number beyond, only describing it takes
-# hours or all memory.
 _MOST = {
-    "num_hidden_layers": 1_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000, "hidden_size": 1_000_000,
+    "num_hidden_layers": MOST_LAYERS, "num_attention_heads": MOST_HEADS, "num_key_value_heads": MOST_HEADS,
+    "hidden_size": 1_000_000,
     "head_dim": 1_000_000, "intermediate_size": 10_000_000, "ffn_dim": 10_000_000, "n_inner": 10_000_000,
     "vocab_size": 10_000_000,
 }  # fmt: skip

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from mnemo.checked import MOST_HEADS, MOST_LAYERS
+
 Component = Annotated[str, StringConstraints(pattern=r"^(embed|logits|MLP\d{1,4}|L\d{1,4}H\d{1,4})$")]
 Slot = Literal["q", "k", "v"]
 Position = Annotated[int, Field(le=-1)]
@@ -170,8 +172,8 @@ class TraceRecord(_Part):
     conserved: float = Field(ge=0)
     quadrature_error: float = Field(ge=0)
     quadrature_nodes: int = Field(ge=1)
-    n_layers: int = Field(ge=1)
-    n_heads: int = Field(ge=1)
+    n_layers: int = Field(ge=1, le=MOST_LAYERS)
+    n_heads: int = Field(ge=1, le=MOST_HEADS)
     node_rows: tuple[TracedNode, ...] = Field(alias="nodes")
     stream_rows: tuple[TracedStream, ...] = Field(alias="streams")
     edge_rows: tuple[TracedEdge, ...] = Field(alias="edges")

@@ -257,6 +257,10 @@ def test_the_exported_code_gives_the_same_numbers(session, compiled_study, other
         ({"do": "show", "fact": "f"}, "no setting"),
         ({"do": "load", "text": "{}"}, "not a saved view"),
         ({"do": "load", "text": "["}, "not a saved view"),
+        (
+            {"do": "load", "text": json.dumps({"format": "mnemo view 1", "view": {"fact": "a"}, "\x1e\nx": 0})},
+            "x1e x: Extra",
+        ),
         ({"do": "load", "text": '{"view": {"fact": "nobody"}}'}, "no fact"),
     ],
 )

@@ -221,6 +221,7 @@ def damaged(**changes):
         (damaged(paths__0__steps__0__token="X"), "'X'"),
         (damaged(pieces=["a"]), "lengths"),
         (damaged(unknown=1), "unknown"),
+        (damaged(n_layers=10**9), "n_layers"),  # the explorer would make room for each
     ],
 )
 def test_a_file_that_is_no_trace_is_refused_in_one_line(found, tmp_path, damage, says):

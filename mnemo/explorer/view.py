@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mnemo.errors import InputError, MnemoError
+from mnemo.errors import InputError, MnemoError, visible
 from mnemo.explorer.interventions import Intervention
 
 MAX_CHARACTERS = 2**20  # of a saved view
@@ -92,5 +92,5 @@ def drawn_graph(scene: dict[str, Any]) -> dict[str, Any]:
 def first_fault(error: ValidationError) -> str:
     """Return what is wrong with a value and where, in one line."""
     fault = error.errors(include_input=False, include_url=False)[0]
-    place = ".".join(map(str, fault["loc"]))
+    place = " ".join(visible(".".join(map(str, fault["loc"]))).split())  # a key may be any text
     return f"{place}: {fault['msg']}" if place else str(fault["msg"])
