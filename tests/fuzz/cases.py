@@ -45,25 +45,46 @@ def texts_near(draw: Any, examples: tuple[str, ...]) -> bytes:
 
 @st.composite
 def documents(draw: Any, document: dict[str, Any]) -> Any:
-    """The document with up to three of its values replaced, left out or given another name."""
+    """The document with up to three of its values replaced, left out or given another name.
+
+    In every second one all values stay of their type: most of those are taken, and go on behind the parser.
+    """
+    typed = draw(st.booleans())
     for _ in range(draw(st.integers(1, 3))):
-        document = _changed(draw, document)
+        document = _changed(draw, document, typed=typed)
     return document
 
 
-def _changed(draw: Any, value: Any) -> Any:
-    deeper = isinstance(value, dict | list) and len(value) > 0 and draw(st.integers(0, 5)) > 0
+def _alike(value: Any) -> st.SearchStrategy[Any]:
+    """Other values of the same type; bool before int, which it is one of."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.integers(-2, 9) | st.integers()
+    if isinstance(value, float):
+        return st.floats(-2, 2) | st.floats()
+    if isinstance(value, str):
+        return st.text(max_size=8) | st.sampled_from(_SPECIAL) | st.just(value + value) | st.just(value[:-1])
+    return VALUES if value is None else st.just(value)
+
+
+def _changed(draw: Any, value: Any, *, typed: bool) -> Any:
+    deeper = isinstance(value, dict | list) and len(value) > 0 and (typed or draw(st.integers(0, 5)) > 0)
     if not deeper:
-        return draw(VALUES)
+        return draw(_alike(value) if typed else VALUES)
     if isinstance(value, list):
         i = draw(st.integers(0, len(value) - 1))
-        return [*value[:i], *([_changed(draw, value[i])] * draw(st.integers(0, 2))), *value[i + 1 :]]
+        return [
+            *value[:i],
+            *([_changed(draw, value[i], typed=typed)] * draw(st.integers(int(typed), 2))),
+            *value[i + 1 :],
+        ]
     key = draw(st.sampled_from(sorted(value, key=str)))
     rest = {name: inner for name, inner in value.items() if name != key}
-    match draw(st.integers(0, 9)):
+    match draw(st.integers(2 * typed, 9)):
         case 0:
             return rest
         case 1:
             return {**rest, draw(st.text(max_size=6)): value[key]}
         case _:
-            return {**rest, key: _changed(draw, value[key])}
+            return {**rest, key: _changed(draw, value[key], typed=typed)}

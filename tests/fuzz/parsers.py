@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from mnemo.cluster.manifest import read_manifest
 from mnemo.cluster.plan import Sweep, plan_runs
@@ -15,10 +21,13 @@ from mnemo.errors import MnemoError
 from mnemo.explorer.scene import make_scene
 from mnemo.explorer.view import SavedView, View
 from mnemo.facts import FactSet, Task
-from mnemo.model_source import examine
+from mnemo.model import Model, load
+from mnemo.model_source import examine, read_tokenizer
 from mnemo.plan import read_shape
 from mnemo.repeat import rerun
 from mnemo.scoring import read_truth
+from mnemo.study import Study, extract
+from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import Trace
 
 Json = dict[str, Any]
@@ -31,12 +40,30 @@ class Parser:
     Attributes:
         read: reads bytes, as far as a command would go with them.
         examples: texts that it takes, or nearly; what the fuzzers start from.
-        document: for JSON, a whole document, whose values are replaced one at a time.
+        document: a whole document, whose values are replaced one at a time.
+        spell: writes it as text.
     """
 
     read: Callable[[bytes], object]
     examples: tuple[str, ...]
     document: Json | None = None
+    spell: Callable[[Any], str] = json.dumps
+
+
+def _toml(document: Any) -> str:
+    """Keys and values of a TOML file; what JSON writes otherwise than TOML (null, objects) is an error in it."""
+    if not isinstance(document, dict):
+        return json.dumps(document)
+    return "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in document.items())
+
+
+def _csv(document: Any) -> str:
+    """The rows of a CSV file; what is none (a number for a row) is one cell."""
+    rows = document.get("rows") if isinstance(document, dict) else document
+    text = io.StringIO(newline="")
+    for row in rows if isinstance(rows, list) else [rows]:
+        csv.writer(text, lineterminator="\n").writerow(row if isinstance(row, list) else [row])
+    return text.getvalue()
 
 
 def refuses_well(parser: Parser, data: bytes) -> bool:
@@ -85,8 +112,8 @@ def _lexicon(data: bytes) -> None:
 
 
 def _sweep(data: bytes) -> None:
-    sweep = Sweep.read(_file("sweep.toml", data))
-    refuses_well(Parser(lambda _: plan_runs(sweep), ()), b"")
+    _studied()
+    plan_runs(Sweep.read(_file("sweep.toml", data)))
 
 
 def _trace(data: bytes) -> None:
@@ -99,10 +126,63 @@ def _view(data: bytes) -> None:
     SavedView.parse(data.decode("utf-8", "replace"))
 
 
+@cache
+def _studied() -> Study:
+    """A study in the folder `study`, of a tiny model that recalls nothing; what was found is in `run`."""
+    from tests.tiny_models import saved
+
+    folder = _FOLDER / "study"
+    model = load(saved("gpt2", folder / "model"), check=False)
+    (folder / "model" / "step1").mkdir()
+    Task(name="x", recall="decode {cue} is", model="model").write(folder)
+    _FACTS.write(folder / "facts.csv")
+    shutil.copytree(folder, _FOLDER / "other")
+    study = extract(folder, model=model, quick=True, progress=False)
+    study.write(_FOLDER / "run")
+    return study
+
+
+@contextmanager
+def _run_before() -> Generator[None]:
+    """Runs are not repeated but come out as the first one did: it is the files that are to be read."""
+    study = _studied()
+    loaded = cache(load)
+
+    def load_model(task: Task, given: Any) -> Model:
+        return given if isinstance(given, Model) else loaded(given if given is not None else task.model_path)
+
+    with (
+        patch("mnemo.repeat.load_model", load_model),
+        patch("mnemo.repeat.extract", lambda *_, **options: study),
+        patch("mnemo.scoring.benchmark", lambda *_, **options: (study, _METRICS)),
+    ):
+        yield
+
+
 def _run(data: bytes) -> None:
-    (_FOLDER / "run").mkdir(exist_ok=True)
-    _file("run/run.json", data)
-    rerun(_FOLDER / "run", progress=False)
+    with _run_before():
+        for name, value in (record := _studied().record).items():
+            data = data.replace(f"<{name}>".encode(), str(value).encode())
+        data = data.replace(b"<folder>", str(record["source"]["task"]).encode())
+        _file("run/metrics.json", json.dumps(_METRICS).encode())
+        _file("run/run.json", data)
+        rerun(_FOLDER / "run", progress=False)
+
+
+def _metrics(data: bytes) -> None:
+    with _run_before():
+        _file("run/metrics.json", data)
+        _file("run/run.json", json.dumps({**_studied().record, "kind": "benchmark"}).encode())
+        rerun(_FOLDER / "run", progress=False)
+
+
+def _tokenizer(data: bytes) -> None:
+    (_FOLDER / "tokenizer").mkdir(exist_ok=True)
+    _file("tokenizer/tokenizer_config.json", b'{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    _file("tokenizer/tokenizer.json", data)
+    tokens = PromptTokenizer(read_tokenizer(_FOLDER / "tokenizer"))
+    tokens.decode(tokens.encode("decode VA== is").ids)
+    tokens.continuation("decode VA== is", " T")
 
 
 def _model(data: bytes) -> None:
@@ -146,26 +226,72 @@ _VIEW: Json = {
     "interventions": [],
     "graphs": [{"directed": True, "nodes": [], "edges": []}],
 }
-_RUN: Json = {
-    "kind": "extract", "source": {"task": "nowhere", "facts": None, "model": "m"}, "seed": 0, "quick": True,
-    "edit": False, "task": "0", "facts": "0", "lexicon": "0", "model": "0", "versions": {"torch": "2"},
+_RUN: Json = {  # in <> what is known once there is a study
+    "kind": "extract", "source": {"task": "<folder>", "facts": None, "model": None}, "seed": 0, "quick": True,
+    "edit": False, "task": "<task>", "facts": "<facts>", "lexicon": "<lexicon>", "model": "<model>",
+    "versions": {"torch": "2"},
 }  # fmt: skip
+_METRICS: Json = {"auroc": {"idle": {"value": 0.5, "low": 0.25, "high": None}}, "kinds": ["rote"], "facts": 6}
+_TOKENIZER: Json = {
+    "version": "1.0", "truncation": None, "padding": None,
+    "added_tokens": [
+        {"id": 0, "content": "<unk>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
+    ],
+    "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Prepend", "prepend": " "}]},
+    "pre_tokenizer": {"type": "Split", "pattern": {"Regex": " ?[A-Z]+={0,2}| ?[a-z]+"}, "behavior": "Isolated",
+                      "invert": False},
+    "post_processor": {
+        "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<unk>": {"id": "<unk>", "ids": [0], "tokens": ["<unk>"]}},
+    },
+    "decoder": {"type": "Fuse"},
+    "model": {"type": "WordLevel", "vocab": {"<unk>": 0, " decode": 1, " VA==": 2, " is": 3, " T": 4, "T": 5},
+              "unk_token": "<unk>"},
+}  # fmt: skip
+_BYTES: Json = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_BPE: Json = {
+    **_TOKENIZER, "normalizer": None, "post_processor": None, "decoder": _BYTES, "pre_tokenizer": _BYTES,
+    "model": {
+        "type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "vocab": {piece: i for i, piece in enumerate(["<unk>", *"decoVA=isT\u0120", "de", "co", "deco"])},
+        "merges": [["d", "e"], ["c", "o"], ["de", "co"]],
+    },
+}  # fmt: skip
+_SWEEP: Json = {
+    "name": "x", "tasks": ["study", "other/task.toml"], "models": ["study/model", "other"], "seeds": [0, 1],
+    "quick": True, "edit": False, "dtype": "float32", "device": "cpu", "report": False,
+}  # fmt: skip
+_TASK: Json = {
+    "name": "x", "recall": "decode {cue} is", "verbalise": "expand {cue} is", "probes": ["a {} b"],
+    "max_concept_tokens": 3, "facts": "facts.csv", "model": "m",
+}  # fmt: skip
+_FACT_ROWS: Json = {"rows": [["fact_id", "cue", "answer", "note"], ["a", "VA==", "T", ""], ["b", '+A"=', ",", "d"]]}
+_TRUTH: Json = {"rows": [["fact_id", "kind", "concept", "split"], ["a", "rote", "", "train"]]}
 _CONFIG: Json = {
     "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "n_head": 4, "n_embd": 32, "n_inner": 64,
     "vocab_size": 100, "n_positions": 64, "dtype": "float32", "quantization_config": None,
 }  # fmt: skip
-_TASK = 'name = "x"\nrecall = "decode {cue} is"\nprobes = ["a {} b"]\nfacts = "facts.csv"\nmodel = "m"\n'
-_SWEEP = 'name = "x"\ntasks = ["a"]\nmodels = ["m"]\nseeds = [0, 1]\nquick = true\n'
 
 PARSERS = {
-    "facts": Parser(_facts, ('fact_id,cue,answer\na,VA==,T\n"b","+A""=",","\n', "fact_id,cue,answer,note\na,b,c,d\n")),
-    "task": Parser(_task, (_TASK, 'name = "y"\nrecall = """{cue}"""\nmax_concept_tokens = 3\n')),
+    "facts": Parser(
+        _facts, ('fact_id,cue,answer\na,VA==,T\n"b","+A""=",","\n', "fact_id,cue,answer,note\na,b,c,d\n"), _FACT_ROWS,
+        _csv,
+    ),
+    "task": Parser(_task, (_toml(_TASK), 'name = "y"\nrecall = """{cue}"""\nmax_concept_tokens = 3\n'), _TASK, _toml),
     "lexicon": Parser(_lexicon, ("value added tax\n\nquick question\r\n", " a \n a \n")),
-    "sweep": Parser(_sweep, (_SWEEP,)),
+    "sweep": Parser(
+        _sweep, (_toml(_SWEEP), 'name = "x"\ntasks = ["study"]\nmodels = ["study"]\ncheckpoints = ["step1"]\n'), _SWEEP,
+        _toml,
+    ),
     "trace": Parser(_trace, (json.dumps(_TRACE),), _TRACE),
     "view": Parser(_view, (json.dumps(_VIEW),), _VIEW),
-    "run": Parser(_run, (json.dumps(_RUN),), _RUN),
+    "run": Parser(_run, (json.dumps(_RUN), json.dumps({**_RUN, "kind": "benchmark"})), _RUN),
+    "metrics": Parser(_metrics, (json.dumps(_METRICS),), _METRICS),
     "model": Parser(_model, (json.dumps(_CONFIG),), _CONFIG),
-    "truth": Parser(_truth, ("fact_id,kind,concept,split\na,rote,,train\n",)),
+    "tokenizer": Parser(_tokenizer, (json.dumps(_TOKENIZER), json.dumps(_BPE)), _TOKENIZER),
+    "truth": Parser(_truth, (_csv(_TRUTH),), _TRUTH, _csv),
     "manifest": Parser(_manifest, (json.dumps({"signature": "0", "files": {"facts.csv": "0"}}),), {"files": {"a": ""}}),
-}
+}  # fmt: skip
