@@ -242,7 +242,8 @@ def _print_place(console: Console, evidence: FactEvidence, run: Path | None) -> 
     token = plain(study.model.tokens.pieces(study.prompt(evidence.fact_id).tokens)[site.position])
     console.print(f"waypoint: after block {site.layer}, at {token}, {-site.position} from the end, by {whose}")
     concept = plain(str(row["concept"])) if isinstance(row["concept"], str) else "none"
-    console.print(f"verdict there: [bold]{row['verdict']}[/bold], score {_number(row['score'])}; concept: {concept}")
+    verdict = plain(str(row["verdict"]))
+    console.print(f"verdict there: [bold]{verdict}[/bold], score {_number(row['score'])}; concept: {concept}")
 
 
 def _print_readings(console: Console, readings: pd.DataFrame) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,7 +11,7 @@ import mnemo
 from mnemo.concepts import Bank, Reader
 from mnemo.errors import MnemoError
 from mnemo.lenses import Lens
-from mnemo.reading import LISTED, compare_readers, reader_for
+from mnemo.reading import LISTED, _readers, compare_readers, reader_for
 
 
 def test_the_first_reader_that_the_texts_of_a_task_allow(compiled_study):
@@ -63,6 +63,9 @@ def test_what_cannot_be_read_says_why(compiled_study, monkeypatch):
     study, _, _ = compiled_study
     with pytest.raises(MnemoError, match="no fact 'nobody'"):
         compare_readers(study, "nobody")
+    with pytest.raises(MnemoError, match="no waypoint"):
+        compare_readers(replace(study, waypoint=None), "nobody")
     monkeypatch.setattr("mnemo.reading.WIDE", 1)
-    table = compare_readers(study, study.table["fact_id"][0]).set_index("reader")
-    assert "wider than 1" in table.loc["Jacobian lens", "note"] and math.isnan(table.loc["Jacobian lens", "ratio"])
+    readers = _readers(study.model, study.task, list(study.recalled_facts().values())[:2], layer=1)
+    with pytest.raises(MnemoError, match="wider than 1"):
+        readers["Jacobian lens"]()

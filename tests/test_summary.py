@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mnemo.scoring import read_truth
-from mnemo.summary import summarise, write_report
+from mnemo.summary import MESSAGES, SHOWN, _message_rows, summarise, write_report
 
 HOSTILE = '<img src=x onerror="alert(1)">|`*_[a](b)\n# & {{ 7 * 7 }}'
 
@@ -127,12 +127,13 @@ def test_numbers_of_the_page_are_those_of_the_table(compiled_study):
 
 def test_the_page_says_what_the_strongest_writers_carry(compiled_study, written):
     study, _, _ = compiled_study
-    page = summarise(study)
-    rows, shown = page["messages"], page["clearest"]
-    assert [row["cue"] for row in rows if row["first"]] == [row["cue"] for row in shown]
-    assert {row["writer"] for row in rows if row["first"]} == {"whole state"}
+    facts = study.table[study.table["verdict"] == "mnemonic"].head(2)
+    rows = _message_rows(study, facts)
+    assert [row["cue"] for row in rows if row["first"]] == list(facts["cue"])
+    assert [row["concept"] for row in rows if row["first"]] == list(facts["concept"])
+    assert {row["writer"] for row in rows if row["first"]} == {"whole state"} and len(rows) == 2 * (1 + MESSAGES)
     for name in ("report.html", "report.md"):
         text = (written / name).read_text()
-        assert "What brings their concepts there" in text and f"mlp{study.waypoint.site.layer - 1}" in text
-    nothing = summarise(replace(study, waypoint=None))
-    assert nothing["messages"] == []
+        assert "What brings their concepts there" in text and text.count("whole state") == SHOWN + 1  # and once below
+        assert f"mlp{study.waypoint.site.layer - 1}" in text
+    assert _message_rows(replace(study, waypoint=None), facts) == []
