@@ -125,7 +125,6 @@ def against_gold(study: Study, free: pd.DataFrame, planted: dict[str, list[str]]
     def compare(definition: str) -> dict[str, Any]:
         return {
             "agree": grouped_interval(agree[definition].to_numpy(float), groups, seed=0),
-            "agree_decided": float(agree.loc[verdicts != "unsure", definition].mean()),
             "through": {kind: [int(gold.loc[ids, definition].sum()), len(ids)] for kind, ids in by_kind.items()},
         }
 
