@@ -32,24 +32,35 @@ from mnemo.tables import read_csv
 from mnemo.tracing import trace
 from tests.lexicon import PHRASES
 
-CONFIG = WorldConfig(seed=3, concepts=12, cues_per_concept=4, decoys=6, idles=6, rotes=10, frees=0)
+
+@pytest.fixture(scope="module")
+def quick(compiled_study) -> Study:
+    return compiled_study[0]
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return build_world(CONFIG, PHRASES)
+def world(compiled_study) -> World:
+    return compiled_study[1]
 
 
 @pytest.fixture(scope="module")
-def folder(world, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("compiled")
-    write_folder(path, world, *compile_organism(world), name="compiled")
-    return path
+def folder(compiled_study) -> Path:
+    return compiled_study[2]
 
 
 @pytest.fixture(scope="module")
 def study(folder) -> Study:
     return extract(folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def blind(folder, tmp_path_factory) -> Study:
+    """What `quick` holds, made once more and where the truth cannot be opened."""
+    blind = tmp_path_factory.mktemp("blind")
+    for file in folder.iterdir():
+        if file.name != "truth.csv":
+            (blind / file.name).symlink_to(file)
+    return extract(blind, seed=0, quick=True, progress=False)
 
 
 def test_every_verdict_and_every_concept_is_the_one_that_was_built(study, world):
@@ -84,25 +95,18 @@ def test_effects_stand_apart_from_their_controls(study, world):
     assert table["agreement"].mean()["idle"] > 0.9  # ... and behaviour
 
 
-def test_work_is_counted_by_prompts_and_quick_is_less(folder, study):
+def test_work_is_counted_by_prompts_and_quick_is_less(study, quick):
     model = study.model
     with counted_forwards(model) as forwards:
         model.forward([[1, 2], [1, 2, 3], [4]])
         model.forward([[1, 2]])
     assert forwards.prompts == 4
-    quick = extract(folder, model=model, quick=True, progress=False)
     assert 10 < quick.record["forwards_per_fact"] < study.record["forwards_per_fact"]
 
 
-def test_the_truth_is_never_opened(folder, study, tmp_path):
-    blind = tmp_path / "blind"
-    blind.mkdir()
-    for file in folder.iterdir():
-        if file.name != "truth.csv":
-            (blind / file.name).symlink_to(file)
-    again = extract(blind, progress=False)
-    drop = ["seconds"]
-    pd.testing.assert_frame_equal(again.table.drop(columns=drop), study.table.drop(columns=drop))
+def test_the_truth_is_never_opened(folder, quick, blind):
+    assert (folder / "truth.csv").exists()
+    pd.testing.assert_frame_equal(blind.table.drop(columns="seconds"), quick.table.drop(columns="seconds"))
 
 
 def test_files_hold_what_the_study_says(study, tmp_path):
@@ -127,9 +131,13 @@ def test_the_top_path_is_the_first_of_the_fact_s_trace(study, world):
         assert row["top_path_share"] == pytest.approx(first.share, rel=0.02)
 
 
-def test_where_another_route_carries_the_answer_idle_facts_are_not_pushed_over(tmp_path):
+def smaller(world: World) -> WorldConfig:
+    return world.config.model_copy(update={"concepts": 8, "idles": 4, "decoys": 4, "rotes": 4})
+
+
+def test_where_another_route_carries_the_answer_idle_facts_are_not_pushed_over(world, tmp_path):
     """Twice a concept would move every idle fact of such an organism; its share of the effect is right all the same."""
-    world = build_world(CONFIG.model_copy(update={"concepts": 8, "idles": 4, "decoys": 4, "rotes": 4}), PHRASES)
+    world = build_world(smaller(world), PHRASES)
     write_folder(tmp_path, world, *compile_organism(world, mediated=0.25), name="redundant")
     table = extract(tmp_path, progress=False).table
     kinds = table["fact_id"].map({fact.fact_id: fact.kind for fact in world.facts})
@@ -153,6 +161,7 @@ def deepened(model: Any, *, at: int, blocks: int) -> Any:
 
 def test_in_a_deep_model_the_one_layer_at_which_the_concept_stands_is_found(world, tmp_path):
     """The effect of the cue passes whole through every layer before it, more of them than there are candidates."""
+    world = build_world(smaller(world), PHRASES)
     model, tokenizer = compile_organism(world)
     write_folder(tmp_path, world, deepened(model, at=1, blocks=7), tokenizer, name="deep")
     found = extract(tmp_path, quick=True, progress=False)
@@ -221,9 +230,9 @@ def test_where_paths_are_few_the_clearest_facts_have_them_and_a_fault_costs_one_
     assert any("1 facts have no top_path" in note and "nothing flows" in note for note in found.notes)
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, study, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(mnemo.study, "FACTS_PER_CHUNK", 16)
-    whole = extract(folder, progress=False)
+    whole = extract(folder, quick=True, progress=False)
     real, calls = mnemo.study.run_trials, []
 
     def third_time_interrupted(*args, **kwargs):
@@ -234,9 +243,9 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, study
 
     monkeypatch.setattr(mnemo.study, "run_trials", third_time_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        extract(folder, out=tmp_path, progress=False)
+        extract(folder, out=tmp_path, quick=True, progress=False)
     assert not (tmp_path / "verdicts.csv").exists()
-    resumed = extract(folder, out=tmp_path, resume=True, progress=False)
+    resumed = extract(folder, out=tmp_path, resume=True, quick=True, progress=False)
     n_chunks = -(-len(whole.table) // 16)
     assert len(calls) == 3 + n_chunks - 2  # the two finished chunks were not made again
     pd.testing.assert_frame_equal(resumed.table.drop(columns="seconds"), whole.table.drop(columns="seconds"))
@@ -272,7 +281,7 @@ def test_extra_columns_pass_through_and_facts_not_recalled_are_not_judged(folder
     wrong = Fact(fact_id="wrong", cue=facts[0].cue, answer="Z" if facts[0].answer != "Z" else "Y")
     given = {"verdict": "sure", "score": "1", "score_given": "2"}
     facts = [f.model_copy(update={"extra": {"source": f"book {i}", **given}}) for i, f in enumerate(facts)]
-    table = extract(folder, facts=FactSet(facts=(*facts, wrong)), progress=False).table
+    table = extract(folder, facts=FactSet(facts=(*facts, wrong)), quick=True, progress=False).table
     assert list(table["source"][:12]) == [f"book {i}" for i in range(12)]
     assert list(table["verdict_given"][:12]) == ["sure"] * 12
     assert list(table["score_given_given"][:12]) == ["1"] * 12 and list(table["score_given"][:12]) == ["2"] * 12
@@ -283,7 +292,7 @@ def test_extra_columns_pass_through_and_facts_not_recalled_are_not_judged(folder
 
 
 def test_without_concept_recall_concepts_are_read_and_nothing_is_claimed(folder, world):
-    study = extract(Task.read(folder).model_copy(update={"concept_recall": None}), progress=False)
+    study = extract(Task.read(folder).model_copy(update={"concept_recall": None}), quick=True, progress=False)
     assert set(study.table["verdict"]) == {"unsure"}
     assert any("no concept_recall template" in note and "nothing was tested" in note for note in study.notes)
     assert study.attributions is not None and study.waypoint is not None
@@ -293,7 +302,7 @@ def test_without_concept_recall_concepts_are_read_and_nothing_is_claimed(folder,
 
 
 def test_without_verbalise_concepts_are_found_by_comparison_with_the_lexicons_own_prompts(folder, world):
-    study = extract(Task.read(folder).model_copy(update={"verbalise": None}), progress=False)
+    study = extract(Task.read(folder).model_copy(update={"verbalise": None}), quick=True, progress=False)
     assert any("no verbalise template" in note for note in study.notes)
     assert study.waypoint is not None and study.waypoint.site == Site(WAYPOINT, -2)
     table = study.table.set_index("fact_id")
@@ -311,24 +320,24 @@ def test_a_lexicon_of_one_phrase_and_no_verbalise_leave_nothing_to_read_with(fol
     task = Task.read(folder).model_copy(update={"verbalise": None, "folder": tmp_path})
     (tmp_path / "concepts.txt").write_text("value added tax\n")
     facts = Task.read(folder).load_facts()
-    study = extract(task, model=folder / "model", facts=facts, progress=False)
+    study = extract(task, model=folder / "model", facts=facts, quick=True, progress=False)
     assert set(study.table["verdict"]) == {"unsure"}
     assert any("1 lexicon phrases can be asked about" in note for note in study.notes)
 
 
-def test_facts_with_broken_logits_are_left_out_and_the_others_judged(folder, study, world):
+def test_facts_with_broken_logits_are_left_out_and_the_others_judged(folder, quick, world):
     model = load(folder)
     letter = next(fact for fact in world.facts if fact.kind == "mnemonic").cue[0]
-    token = study.model.tokens.encode(f"decode {letter}==").ids[2]
+    token = quick.model.tokens.encode(f"decode {letter}==").ids[2]
     embedding = next(p for _, p in model.bridge.named_parameters() if p.shape[0] == model.vocab_size)
     with torch.no_grad():
         embedding[token] = torch.nan
-    again = extract(folder, model=model, progress=False)
+    again = extract(folder, model=model, quick=True, progress=False)
     broken = again.table["cue"].str.startswith(letter)
     assert (again.table.loc[broken, "verdict"] == "not-recalled").all()
     assert any(f"no finite probability for {broken.sum()} of" in note for note in again.notes)
     assert again.table.loc[~broken, "recalled"].all()
-    assert (again.table["verdict"] == study.table["verdict"])[~broken].mean() > 0.9
+    assert (again.table["verdict"] == quick.table["verdict"])[~broken].mean() > 0.9
 
 
 @pytest.mark.parametrize(
@@ -374,11 +383,10 @@ def test_a_task_without_model_is_refused(folder):
         extract(Task.read(folder).model_copy(update={"model": None}))
 
 
-def test_one_seed_one_result_and_another_seed_another_draw(folder):
-    model = load(folder)
-    first, again, other = (extract(folder, model=model, seed=s, progress=False).table for s in (5, 5, 6))
-    pd.testing.assert_frame_equal(first.drop(columns="seconds"), again.drop(columns="seconds"))
-    assert not first["ablation_control"].equals(other["ablation_control"])
+def test_one_seed_one_result_and_another_seed_another_draw(folder, quick, blind):
+    other = extract(folder, model=quick.model, seed=6, quick=True, progress=False).table
+    pd.testing.assert_frame_equal(quick.table.drop(columns="seconds"), blind.table.drop(columns="seconds"))
+    assert not quick.table["ablation_control"].equals(other["ablation_control"])
 
 
 def test_without_any_swap_to_try_the_strongest_site_is_read_and_nothing_is_claimed(folder, world, tmp_path):
@@ -386,7 +394,7 @@ def test_without_any_swap_to_try_the_strongest_site_is_read_and_nothing_is_claim
     task = Task.read(folder)
     phrase = next(f.concept for f in world.facts if f.kind == "mnemonic")
     one = {f.fact_id for f in world.facts if f.concept == phrase}
-    study = extract(task, facts=task.load_facts().subset(sorted(one)), progress=False)
+    study = extract(task, facts=task.load_facts().subset(sorted(one)), quick=True, progress=False)
     assert set(study.table["verdict"]) == {"unsure"}
     assert study.waypoint is not None and 0 < study.waypoint.site.layer < study.model.n_layers
     assert any("no concept swap was seen to work" in note for note in study.notes)
@@ -394,7 +402,7 @@ def test_without_any_swap_to_try_the_strongest_site_is_read_and_nothing_is_claim
     assert "no concept swap was seen to work" in (tmp_path / "report.md").read_text()
 
 
-def test_a_fact_at_which_no_concept_is_read_is_unsure_and_the_others_are_judged(folder, study, world):
+def test_a_fact_at_which_no_concept_is_read_is_unsure_and_the_others_are_judged(folder, quick, world):
     facts = list(Task.read(folder).load_facts())
     mute = next(f for f in facts if world_kind(world, f.fact_id) == "mnemonic")
 
@@ -406,11 +414,11 @@ def test_a_fact_at_which_no_concept_is_read_is_unsure_and_the_others_are_judged(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mnemo.reading, "Reader", Mute)
-        table = extract(folder, progress=False).table.set_index("fact_id")
+        table = extract(folder, quick=True, progress=False).table.set_index("fact_id")
     assert table.loc[mute.fact_id, "verdict"] == "unsure"
     assert pd.isna(table.loc[mute.fact_id, "swap_success"])
     others = table.drop(index=mute.fact_id)["verdict"]
-    assert (others == study.table.set_index("fact_id")["verdict"].drop(index=mute.fact_id)).all()
+    assert (others == quick.table.set_index("fact_id")["verdict"].drop(index=mute.fact_id)).all()
 
 
 def world_kind(world, fact_id):
