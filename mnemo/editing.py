@@ -43,12 +43,15 @@ class EditConfig:
             nothing to do with it.
         stop_below: mean loss (nats) at which training ends.
         learned: share of the edited concepts that must give their new answer, else the next rate is tried.
+        spared: share of the facts of other concepts that must keep their answers, else the edit says nothing of any
+            fact: what moves all of them does not test the second hop of one.
     """
 
     steps: int = 400
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     stop_below: float = 0.01
     learned: float = 0.9
+    spared: float = 0.9
 
 
 def edit_test(
@@ -80,7 +83,8 @@ def edit_test(
 
     Returns:
         a row for each fact: `edit_follows`, whether it gives its concept's edited answer (NaN without a concept, where
-        the concept itself did not take its new answer, or where that is the fact's own answer anyway), and
+        the concept itself did not take its new answer, where that is the fact's own answer anyway, or where the edit
+        moved facts of other concepts too: see `EditConfig.spared`), and
         `edit_control`, whether its answer changed while only other concepts were edited (the mean over both halves for
         a fact without a concept).
 
@@ -113,8 +117,9 @@ def edit_test(
                 break
         tested = (concepts >= 0) & taken[concepts] & (new[concepts] != answers)
         beside = (concepts < 0) | ~edited[concepts]
-        follows[tested] = (said == new[concepts])[tested].float()
         changed[i, beside] = (said != answers)[beside].float()
+        if beside.any() and 1 - changed[i, beside].mean() >= config.spared:
+            follows[tested] = (said == new[concepts])[tested].float()
     return pd.DataFrame({"edit_follows": follows.numpy(), "edit_control": changed.nanmean(0).numpy()})
 
 

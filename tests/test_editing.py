@@ -78,6 +78,12 @@ def test_facts_of_a_concept_that_did_not_take_its_edit_are_not_tested(case):
     assert case.test(config=EditConfig(steps=1, learning_rates=(1e-9,)))["edit_follows"].isna().all()
 
 
+def test_an_edit_that_moves_everything_says_nothing_of_anyone(case):
+    found = case.test(config=replace(FAST, learning_rates=(1.0,), learned=0.0))
+    assert found["edit_control"].mean() > 0.1
+    assert found["edit_follows"].isna().all()
+
+
 def test_an_interrupted_edit_leaves_the_weights_as_they_were(case, monkeypatch):
     before = {name: p.clone() for name, p in case.model.bridge.named_parameters()}
 
