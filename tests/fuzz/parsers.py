@@ -142,14 +142,16 @@ def _studied() -> Study:
     return study
 
 
+_loaded = cache(load)  # of the same folder every time
+
+
 @contextmanager
 def _run_before() -> Generator[None]:
     """Runs are not repeated but come out as the first one did: it is the files that are to be read."""
     study = _studied()
-    loaded = cache(load)
 
     def load_model(task: Task, given: Any) -> Model:
-        return given if isinstance(given, Model) else loaded(given if given is not None else task.model_path)
+        return given if isinstance(given, Model) else _loaded(given if given is not None else task.model_path)
 
     with (
         patch("mnemo.repeat.load_model", load_model),
@@ -172,7 +174,7 @@ def _run(data: bytes) -> None:
 def _metrics(data: bytes) -> None:
     with _run_before():
         _file("run/metrics.json", data)
-        _file("run/run.json", json.dumps({**_studied().record, "kind": "benchmark"}).encode())
+        _file("run/run.json", json.dumps({**_studied().record, "kind": "benchmark", "dtype": None}).encode())
         rerun(_FOLDER / "run", progress=False)
 
 
