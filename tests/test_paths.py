@@ -110,6 +110,17 @@ def test_nothing_flows_backwards_in_position_or_in_from_before_the_cue(traced):
         ]
 
 
+def test_edges_that_are_asked_for_are_given_however_little_they_carry():
+    model = load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
+    multipliers, totals = averaged_multipliers(model, contrasts(model)[0])
+    for reader in (Hop(Writer("head", 1, 0), multipliers.length - 1), Hop(Writer("mlp", 1), multipliers.length - 1)):
+        every = edges_into(multipliers, totals, [reader], least=0.0, also=())
+        weak = [edge for edge in every if edge.target.writer == reader.writer][-1]
+        least = 2 * abs(every[0].value)
+        assert edges_into(multipliers, totals, [reader], least=least, also=()) == []
+        assert edges_into(multipliers, totals, [reader], least=least, also=[(weak.source, weak.target)]) == [weak]
+
+
 def pairs(contrast):
     return zip(contrast.clean.tokens, contrast.corrupt.tokens, strict=True)
 
