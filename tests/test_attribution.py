@@ -195,6 +195,7 @@ def test_signs_and_directions_of_a_case_worked_out_by_hand(linear, method, direc
     options: dict[str, Any] = {"method": method, "direction": direction, "steps": 1}
     nodes, edges = attribute_nodes(model, pairs, **options), attribute_edges(model, pairs, **options)
     assert (nodes.metric_clean.item(), nodes.metric_corrupt.item()) == pytest.approx((8, -4), abs=1e-3)
+    assert nodes.attrs["direction"] == direction
     assert nodes["embed"].values[0].tolist() == pytest.approx([0, expected], abs=1e-3)
     direct = edges["score"].sel(writer="embed", reader="logits").values[0]
     assert direct.tolist() == pytest.approx([0, expected], abs=1e-3)
