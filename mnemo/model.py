@@ -23,6 +23,7 @@ from mnemo.errors import MnemoError
 from mnemo.libraries import in_one_line, quietly
 from mnemo.model_checks import TOLERANCE, Probe, self_check
 from mnemo.model_source import find_folder, read_model, read_tokenizer, twin_of
+from mnemo.partial_runs import BlockOutput, measure_block_output
 from mnemo.tokens import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Model:
             model was loaded, another one in another dtype.
         probe: what `self_check` compares the bridge with.
         source: the directory or hub name that it was loaded from; None for a model in memory.
+        block_output: what its blocks put out, as measured (`mnemo.partial_runs.measure_block_output`).
     """
 
     bridge: TransformerBridge
@@ -59,6 +61,7 @@ class Model:
     fingerprint: str
     probe: Probe = field(repr=False)
     source: str | None = field(default=None, repr=False)
+    block_output: BlockOutput = field(default="unknown", repr=False)
 
     @property
     def n_layers(self) -> int:
@@ -215,6 +218,9 @@ def load(
         fingerprint, probe = _fingerprint(hf), _probe(hf)
         bridge = _bridge(hf, tokens, name)
         model = Model(bridge, replace(tokens, longest=bridge.cfg.n_ctx), name, fingerprint, probe, origin)
+        there_and_back = torch.tensor([probe.ids, probe.ids[::-1]], device=device)
+        output = measure_block_output(model, there_and_back, tolerance=TOLERANCE[model.dtype])
+        model = replace(model, block_output=output)
     if check:
         self_check(model)
     return model

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -39,30 +41,82 @@ class _Enough(Exception):
     """Raised in a hook when what was wanted has been computed."""
 
 
+BlockOutput = Literal["stream", "tuple", "unknown"]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Stands in for the forward of a block that is skipped: gives what was given to it."""
+
+    output: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output
+
+
 @contextmanager
-def _starting_at(model: Model, layer: int, stream: Float[Tensor, "row position d"]) -> Generator[None]:
+def _starting_at(
+    model: Model, layer: int, stream: Float[Tensor, "row position d"], *, output: BlockOutput | None = None
+) -> Generator[None]:
     """Let the blocks before `layer` compute nothing and the last of them put out `stream`.
 
     (The bridge's own ``start_at_layer`` computes them all and discards what they give.)
     """
+    output = output or model.block_output
+    if output == "unknown":
+        raise MnemoError(
+            f"{model.name}: blocks of {model.bridge.cfg.architecture} cannot be skipped, so no run can start behind "
+            "one: use attribute_nodes, or a model of another architecture (GPT-2, Llama, Qwen2 ... style)"
+        )
+    give = _Given((stream, None) if output == "tuple" else stream)
     skipped = list(model.bridge.blocks)[:layer]
-    as_tuple = model.bridge.cfg.architecture == "BloomForCausalLM"
-
-    def give(*args: Any, **kwargs: Any) -> Any:
-        return (stream, None) if as_tuple else stream
-
+    before = [vars(block).get("forward") for block in skipped]
     try:
         for block in skipped:
-            block.__dict__["forward"] = give
+            vars(block)["forward"] = give
         yield
     finally:
-        for block in skipped:
-            block.__dict__.pop("forward", None)
+        for block, own in zip(skipped, before, strict=True):
+            if own is None:
+                vars(block).pop("forward", None)
+            else:
+                vars(block)["forward"] = own
 
 
 def is_skipped(block: Any) -> bool:
     """Return whether a block computes nothing, because the run that is going on starts behind it."""
-    return "forward" in vars(block)
+    return isinstance(vars(block).get("forward"), _Given)
+
+
+@torch.no_grad()
+def measure_block_output(model: Model, tokens: Int[Tensor, "row position"], *, tolerance: float) -> BlockOutput:
+    """Find out what the blocks of a model put out, by skipping them and comparing with a whole run.
+
+    Args:
+        model: the model.
+        tokens: two different prompts at the least.
+        tolerance: how far the two runs may lie apart, as a share of the largest logit.
+
+    Returns:
+        ``stream``, the residual stream; ``tuple``, one that begins with it; ``unknown`` where neither gives what the
+        whole run gives: such blocks cannot be skipped.
+    """
+    seen: list[bool] = []
+    handle = model.bridge.blocks[0].register_forward_hook(lambda block, given, put: seen.append(isinstance(put, tuple)))
+    try:
+        whole = model.bridge.run_with_hooks(tokens, fwd_hooks=[LAST_ALONE])
+        output: BlockOutput = "tuple" if seen[0] else "stream"
+        for layer in {1, model.n_layers}:
+            stream = stream_into(model, layer, tokens)
+            with _starting_at(model, layer, stream, output=output):
+                found = model.bridge.run_with_hooks(tokens, fwd_hooks=[LAST_ALONE])
+            if not (found - whole).abs().max() <= tolerance * whole.abs().max():
+                return "unknown"
+    except Exception:  # whatever a family that nobody tried does when its blocks are skipped
+        return "unknown"
+    finally:
+        handle.remove()
+    return output
 
 
 def run_from(
@@ -147,7 +201,7 @@ def logits_of(
     if change is None:
         return model.bridge.run_with_hooks(distinct, fwd_hooks=[last_alone(last)])[which]
     layer, put = change
-    if layer == 0 or len(distinct) == len(tokens):
+    if layer == 0 or len(distinct) == len(tokens) or model.block_output == "unknown":
         hook: Hook = (stream_hook(model, layer), lambda value, hook: put(value.clone()))
         return model.bridge.run_with_hooks(tokens, fwd_hooks=[hook, last_alone(last)])
     stream = put(stream_into(model, layer, distinct)[which])

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from mnemo.errors import MnemoError
 from mnemo.forwards import counted_forwards
 from mnemo.graph import stream_hook
 from mnemo.model import Model, load
-from mnemo.partial_runs import logits_of, stream_into
+from mnemo.partial_runs import is_skipped, logits_of, run_from, stream_into
 from tests.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 LAYERS, LENGTH = 3, 5
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+TUPLES = {"gptj": {"rotary_dim": 4}, "falcon": {}}  # families whose blocks put out more than the stream
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, *TUPLES])
 def model(request) -> Model:
-    return load(tiny_model(request.param, layers=LAYERS), tokenizer=tiny_tokenizer())
+    hf = tiny_model(request.param, layers=LAYERS, **TUPLES.get(request.param, {}))
+    model = load(hf, tokenizer=tiny_tokenizer())
+    assert model.block_output == ("tuple" if request.param in TUPLES else "stream")
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +67,31 @@ def test_states_put_into_equal_prompts_give_what_they_give_in_each_alone(model, 
 
         expected = model.bridge.run_with_hooks(prompt[None], fwd_hooks=[(stream_hook(model, layer), alone)])
         torch.testing.assert_close(found[row], expected[0, -last:], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_where_blocks_cannot_be_skipped_every_prompt_runs_whole_and_no_run_starts_behind_one(model, tokens):
+    stubborn = replace(model, block_output="unknown")
+    _, put = putting(model, len(tokens), -2)
+    with counted_forwards(model) as forwards:
+        found = logits_of(stubborn, tokens, change=(2, put))
+    assert forwards.prompts == len(tokens)
+    torch.testing.assert_close(found, logits_of(model, tokens, change=(2, put)), atol=1e-4, rtol=1e-4)
+    with pytest.raises(MnemoError, match="cannot be skipped"):
+        run_from(stubborn, 1, torch.zeros(6, LENGTH, model.d_model), tokens)
+
+
+@torch.no_grad()
+def test_an_interrupted_run_leaves_the_blocks_as_they_were(model, tokens):
+    def stop(value: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    own = [vars(block).get("forward") for block in model.bridge.blocks]
+    with pytest.raises(KeyboardInterrupt):
+        stream = torch.zeros(6, LENGTH, model.d_model)
+        run_from(model, 1, stream, tokens, changes={stream_hook(model, LAYERS): stop})
+    assert [vars(block).get("forward") for block in model.bridge.blocks] == own
+    assert not any(is_skipped(block) for block in model.bridge.blocks)
 
 
 @torch.no_grad()
