@@ -84,7 +84,7 @@ def edit_test(
     Returns:
         a row for each fact: `edit_follows`, whether it gives its concept's edited answer (NaN without a concept, where
         the concept itself did not take its new answer, where that is the fact's own answer anyway, or where the edit
-        moved facts of other concepts too: see `EditConfig.spared`), and
+        moved facts of other concepts too, or there are none to tell: see `EditConfig.spared`), and
         `edit_control`, whether its answer changed while only other concepts were edited (the mean over both halves for
         a fact without a concept).
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Forwards:
-    """A count of prompts: one that was run twice counts twice, one that ran through half of the blocks counts half.
+    """Prompts and parts of them: one that was run twice counts twice, one that ran through half of the blocks as half.
 
     Attributes:
         blocks: how many blocks of the model one prompt passes.

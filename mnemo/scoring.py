@@ -16,7 +16,8 @@ from mnemo.errors import InputError
 from mnemo.facts import FactSet, Task
 from mnemo.files import write_text
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented
-from mnemo.study import Study, extract
+from mnemo.memory import memory_budget
+from mnemo.study import Study, extract_in_parts
 from mnemo.textfiles import csv_rows
 from mnemo.tokens import shown
 
@@ -49,14 +50,16 @@ def benchmark(
     task = task if isinstance(task, Task) else Task.read(task)
     facts = options.get("facts")
     truth = read_truth(task.folder / "truth.csv", facts if isinstance(facts, FactSet) else task.load_facts(facts))
-    study = extract(task, out=out, **options)
+    study, parts = extract_in_parts(task, parts_in=out and Path(out), **options)
     study.record["kind"] = "benchmark"
     metrics = score(study.table, truth, seed=int(options.get("seed", 0)))
     kind = study.table[["fact_id"]].merge(truth, on="fact_id", how="left")["kind"]
     study.table["invented"] = mark_invented(study.table, (kind == "free").to_numpy())
     if out is not None:
-        study.write(out, truth=truth)
+        with memory_budget(options.get("memory_gb")):
+            study.write(out, truth=truth)
         write_text(Path(out) / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        parts.end()
     return study, metrics
 
 

@@ -249,7 +249,8 @@ def extract(
         progress=progress,
     )
     if out is not None:
-        study.write(out)
+        with memory_budget(memory_gb):  # the report runs the model for what messages carry
+            study.write(out)
         parts.end()
     return study
 

@@ -110,6 +110,7 @@ def summarise(study: Study, *, truth: pd.DataFrame | None = None) -> dict[str, A
     free = recalled if kinds is None else recalled[(kinds == "free").to_numpy()[recalled.index]]
     marked = strongest_first(table)
     clearest = _clearest_first(through) if "concept_score" in through else through.head(0)
+    messages, unread = _message_rows(study, clearest.head(SHOWN))
     return {
         "task": study.task,
         "record": study.record,
@@ -124,10 +125,10 @@ def summarise(study: Study, *, truth: pd.DataFrame | None = None) -> dict[str, A
         "marks": marked["invented"].value_counts().to_dict(),
         "examples": _example_rows(marked, LISTED),
         "clearest": _example_rows(clearest, SHOWN),
-        "messages": _message_rows(study, clearest.head(SHOWN)),
+        "messages": messages,
         "kinds": _kind_rows(table, kinds),
         "truth_known": truth is not None,
-        "notes": study.notes,
+        "notes": [*study.notes, *unread],
         "doubts": _doubts(study, through),
         "pictures": _pictures(study, through, kinds),
     }
@@ -198,16 +199,18 @@ def _example_rows(facts: pd.DataFrame, most: int) -> list[dict[str, Any]]:
     return [{name: _plain(row[name]) for name in columns} for _, row in facts.head(most).iterrows()]
 
 
-def _message_rows(study: Study, facts: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the strongest writers into the waypoint carry of each fact, after its whole state; none if unreadable."""
+def _message_rows(study: Study, facts: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
+    """What the strongest writers into the waypoint carry of each fact, after its whole state; or why none is read."""
+    if facts.empty:
+        return [], []
     try:
         found = messages_beside_state(study, list(facts["fact_id"]), strongest=MESSAGES, seed=int(study.record["seed"]))
-    except MnemoError:  # no waypoint or nothing to read with; the notes say why
-        return []
+    except MnemoError as error:
+        return [], [f"nothing is said of messages to the waypoint: {error}"]
     named = found.merge(facts[["fact_id", "cue", "answer"]], on="fact_id")
     first = ~named["fact_id"].duplicated()
     rows = named.assign(first=first).to_dict("records")
-    return [{str(name): _plain(value) for name, value in row.items()} for row in rows]
+    return [{str(name): _plain(value) for name, value in row.items()} for row in rows], []
 
 
 def _doubts(study: Study, through: pd.DataFrame) -> list[str]:

@@ -120,8 +120,8 @@ def test_half_precision_says_of_every_fact_what_float32_says(family, dtype, tmp_
     same = found["recalled"] == expected["recalled"]
     assert same.sum() >= len(facts) - 1  # 11 families: five of six at the least (benchmarks/families.md)
     assert (found["verdict"] == expected["verdict"])[same].all()
-    # Where weights are random, one fact less that is recalled may leave no contrasts, and the waypoint elsewhere.
-    hang_on_place = ["leakage", "mediated_fraction", "whole_swap", "top_path", "top_path_share"]
+    # Where weights are random, one fact less that is recalled may leave no contrasts or concepts, or another waypoint.
+    hang_on_place = ["leakage", "mediated_fraction", "whole_swap", "resample_drop", "top_path", "top_path_share"]
     missing = (found[same].isna() & expected[same].notna()).drop(columns=hang_on_place)
     assert not missing.to_numpy().any(), list(missing.columns[missing.any()])
 

@@ -128,7 +128,8 @@ def test_numbers_of_the_page_are_those_of_the_table(compiled_study):
 def test_the_page_says_what_the_strongest_writers_carry(compiled_study, written):
     study, _, _ = compiled_study
     facts = study.table[study.table["verdict"] == "mnemonic"].head(2)
-    rows = _message_rows(study, facts)
+    rows, unread = _message_rows(study, facts)
+    assert not unread
     assert [row["cue"] for row in rows if row["first"]] == list(facts["cue"])
     assert [row["concept"] for row in rows if row["first"]] == list(facts["concept"])
     assert {row["writer"] for row in rows if row["first"]} == {"whole state"} and len(rows) == 2 * (1 + MESSAGES)
@@ -136,4 +137,5 @@ def test_the_page_says_what_the_strongest_writers_carry(compiled_study, written)
         text = (written / name).read_text()
         assert "What brings their concepts there" in text and text.count("whole state") == SHOWN + 1  # and once below
         assert f"mlp{study.waypoint.site.layer - 1}" in text
-    assert _message_rows(replace(study, waypoint=None), facts) == []
+    rows, unread = _message_rows(replace(study, waypoint=None), facts)
+    assert not rows and len(unread) == 1 and "has no waypoint" in unread[0]
