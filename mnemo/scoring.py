@@ -50,7 +50,7 @@ def benchmark(
     task = task if isinstance(task, Task) else Task.read(task)
     facts = options.get("facts")
     truth = read_truth(task.folder / "truth.csv", facts if isinstance(facts, FactSet) else task.load_facts(facts))
-    study, parts = extract_in_parts(task, parts_in=out and Path(out), **options)
+    study, parts = extract_in_parts(task, parts_in=None if out is None else Path(out), **options)
     study.record["kind"] = "benchmark"
     metrics = score(study.table, truth, seed=int(options.get("seed", 0)))
     kind = study.table[["fact_id"]].merge(truth, on="fact_id", how="left")["kind"]
