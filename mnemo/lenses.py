@@ -9,8 +9,9 @@ is seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from mnemo.concepts import Others, Reading, draw_references, rank_known
 from mnemo.errors import MnemoError
 from mnemo.libraries import in_one_line, quietly
+from mnemo.memory import fit, in_pieces
 from mnemo.phrases import spelled
 
 if TYPE_CHECKING:
@@ -29,17 +31,17 @@ if TYPE_CHECKING:
     from mnemo.model import Model
     from mnemo.prompts import Prompt
 
-CANDIDATES = 16  # tokens ranked for each state, the likeliest
+CANDIDATES = 16  # words ranked for each state, the likeliest
 FITTED = 8  # prompts that the Jacobian is averaged over
 COLUMNS = 64  # of a Jacobian, made in one run backward
+READOUTS = 8  # numbers held at once for each state and token of the vocabulary
 
 
 @dataclass(frozen=True)
 class Lens:
     """Reads states as single tokens.
 
-    A word that several tokens spell (with a space before it and without) is as likely as those of them together that
-    are among the likeliest of any state.
+    A word that several tokens spell (with a space before it and without) is as likely as those of them together.
 
     Attributes:
         model: the model.
@@ -90,11 +92,14 @@ class Lens:
         """Return, for each state, the words it may stand for, the best first (see `ReadsConcepts`)."""
         compared = Others(states, facts) if others is None else others
         references, another = draw_references(facts, compared.facts, seed=seed, same=others is None)
-        words = self._words(states, layer=layer) if facts else {}
-        if not words:
-            return [[] for _ in facts]
-        own, under = (self._logprobs(words, rows, layer=layer) for rows in (states, compared.states[references]))
-        return rank_known(tuple(words), own, under, facts=facts, another=another, most=CANDIDATES)
+        words, _ = self._words
+        under = torch.empty(len(references), len(words))
+        for rows, said in self._logprobs(compared.states[references], layer=layer):
+            under[rows] = said
+        found: list[list[Reading]] = []
+        for rows, own in self._logprobs(states, layer=layer):
+            found += rank_known(words, own, under, facts=facts[rows], another=another[rows], most=CANDIDATES)
+        return found
 
     def probabilities(
         self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
@@ -114,24 +119,28 @@ class Lens:
         """Return the probability of each token under the state beside it."""
         return self._probabilities(states, layer=layer, targets=tokens.to(self.model.device))[:, 0]
 
-    def _words(self, states: Float[Tensor, "row d"], *, layer: int) -> dict[str, list[int]]:
-        """The words among the likeliest tokens of all states, and the tokens that spell each."""
-        most = min(2 * CANDIDATES, self.model.vocab_size)
-        likely = self._readout(states, layer=layer, top_k=most).top_ids
-        words: dict[str, list[int]] = {}
-        for token in torch.as_tensor(likely).unique().tolist():
+    @cached_property
+    def _words(self) -> tuple[tuple[str, ...], Int[Tensor, " token"]]:
+        """All words of the vocabulary, and the place of the one that each token spells; behind them all for none."""
+        places: dict[str, int] = {}
+        spelled_by: list[int | None] = []
+        for token in range(self.model.vocab_size):
             text = self.model.tokens.decode([token]).strip()
-            if any(character.isalnum() for character in text):
-                words.setdefault(text, []).append(token)
-        return words
+            spelled_by.append(places.setdefault(text, len(places)) if any(map(str.isalnum, text)) else None)
+        return tuple(places), torch.tensor([len(places) if place is None else place for place in spelled_by])
 
     def _logprobs(
-        self, words: dict[str, list[int]], states: Float[Tensor, "row d"], *, layer: int
-    ) -> Float[Tensor, "row word"]:
-        tokens = torch.tensor([token for spellings in words.values() for token in spellings])
-        which = torch.tensor([i for i, spellings in enumerate(words.values()) for _ in spellings])
-        said = self._probabilities(states, layer=layer, vocab=tokens)
-        return torch.zeros(len(states), len(words)).index_add_(1, which, said).log()
+        self, states: Float[Tensor, "row d"], *, layer: int
+    ) -> Iterator[tuple[slice, Float[Tensor, "some word"]]]:
+        """Yield, for some rows after the other, the log-probability of every word."""
+        words, which = self._words
+
+        def run(rows: slice) -> Tensor:
+            said = self._probabilities(states[rows], layer=layer)
+            summed = torch.zeros(len(said), len(words) + 1).scatter_add_(1, which.expand_as(said), said)
+            return summed[:, :-1].log()
+
+        yield from in_pieces(len(states), fit(READOUTS * 4 * self.model.vocab_size), run)
 
     def _probabilities(self, states: Float[Tensor, "row d"], *, layer: int, **of: Tensor) -> Float[Tensor, "row token"]:
         return self._readout(states, layer=layer, return_type="probs", **of).values.float().cpu()

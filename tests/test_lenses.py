@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
+from itertools import chain
 
 import pytest
 import torch
 
-from mnemo.concepts import FLOOR, ReadsConcepts, chance
+from mnemo.concepts import FLOOR, Others, ReadsConcepts, chance
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact
-from mnemo.lenses import Lens
+from mnemo.lenses import READOUTS, Lens
+from mnemo.memory import memory_budget
 from mnemo.model import Model, load
 from mnemo.patching import Patch, Site, next_logprobs, read_stream
 from mnemo.prompts import render
@@ -107,14 +109,31 @@ def test_words_are_ranked_by_the_ratio_of_all_that_spells_them(name, model, stre
             tokens = spellings[reading.phrase]
             unlike = [k for k, other in enumerate(FACTS) if other.answer != fact.answer]
             own, others = every[i, tokens].sum().item(), [every[k, tokens].sum().item() for k in unlike]
-            if len(tokens) > 1 and math.exp(reading.logprob) < own - 1e-6:
-                continue  # a spelling that is nowhere among the likeliest tokens counts for nothing
             assert math.exp(reading.logprob) == pytest.approx(own, abs=1e-5)
             expected = math.log((own + FLOOR) / (statistics.median_low(others) + FLOOR))
             assert reading.ratio == pytest.approx(expected, abs=1e-3)
     reader: ReadsConcepts = lens
     p_values = chance(reader, states, readings, layer=2, facts=FACTS, seed=0)
     assert all(0.01 <= p <= 1 for p in p_values)
+
+
+@pytest.mark.parametrize("name", ["logit", "jacobian"])
+def test_a_state_is_read_alone_as_it_is_among_others(name, model, request):
+    """Also where memory holds but a few states at once."""
+    lens: Lens = request.getfixturevalue(name)
+    states = 3 * torch.randn(40, model.d_model, generator=torch.Generator().manual_seed(0))
+    facts = [FACTS[i % 8].model_copy(update={"fact_id": str(i)}) for i in range(len(states))]
+    others = Others(states, facts)
+    among = lens.read(states, layer=1, facts=facts, others=others)
+    alone = [
+        lens.read(states[i : i + 1], layer=1, facts=facts[i : i + 1], others=others)[0] for i in range(len(states))
+    ]
+    with memory_budget(3 * READOUTS * 4 * model.vocab_size / 1e9):
+        few = lens.read(states, layer=1, facts=facts, others=others)
+    for found in (alone, few):
+        assert [[r.phrase for r in mine] for mine in found] == [[r.phrase for r in mine] for mine in among]
+        for one, other in zip(chain(*found), chain(*among), strict=True):
+            assert (one.logprob, one.ratio) == pytest.approx((other.logprob, other.ratio), abs=1e-4)
 
 
 def test_a_phrase_is_judged_by_its_first_token(model, streams, logit):
