@@ -9,7 +9,8 @@ is seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,8 @@ class Lens:
     def fitted(cls, model: Model, prompts: Sequence[Prompt], *, layers: Sequence[int] | None = None) -> Lens:
         """Fit the Jacobian lens to up to FITTED of some prompts, spread evenly.
 
-        It takes d_model / COLUMNS runs backward of each, with COLUMNS copies of the prompt.
+        It takes d_model / COLUMNS runs backward of each, with COLUMNS copies of the prompt (fewer where memory is
+        short). All positions of a prompt but the last count.
 
         Args:
             model: the model.
@@ -69,14 +71,15 @@ class Lens:
         """
         from transformer_lens.tools.analysis import JacobianLens
 
-        texts = [prompt.text for prompt in prompts[:: max(1, len(prompts) // FITTED)]][:FITTED]
+        fitted = prompts[:: max(1, len(prompts) // FITTED)][:FITTED]
         blocks = None if layers is None else [layer - 1 for layer in layers if layer < model.n_layers]
         what = f"{model.name}: no Jacobian lens can be fitted"
         # (It warns of short prompts, and study prompts are short.)
-        with quietly(), in_one_line(what, fix="read with another reader"):
+        with quietly(), in_one_line(what, fix="read with another reader"), _spelled_as(model, fitted):
             jacobian = JacobianLens.fit(
-                model.bridge, texts, corpus="recall prompts", source_layers=blocks, skip_first_positions=0,
-                dim_batch=min(COLUMNS, model.d_model), show_progress=False,
+                model.bridge, [prompt.text for prompt in fitted], corpus="recall prompts", source_layers=blocks,
+                skip_first_positions=0, dim_batch=min(COLUMNS, model.d_model), max_seq_len=max(map(len, fitted)),
+                show_progress=False,
             )  # fmt: skip
         return cls(model, prompts[0], jacobian)
 
@@ -163,3 +166,15 @@ class Lens:
         if layer - 1 not in self.jacobian.source_layers:
             raise MnemoError(f"this Jacobian lens was not fitted to the stream after {layer} blocks: fit it there")
         return self.jacobian.transport(states, layer - 1)
+
+
+@contextmanager
+def _spelled_as(model: Model, prompts: Sequence[Prompt]) -> Generator[None]:
+    """Let the library take prompts by their own tokens: it takes texts alone, and its `to_tokens` minds no `bos`."""
+    tokens = {prompt.text: prompt.tokens for prompt in prompts}
+    bridge: Any = model.bridge
+    bridge.to_tokens = lambda text: torch.tensor([tokens[text]], device=model.device)  # hides the method of its class
+    try:
+        yield
+    finally:
+        del bridge.to_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from copy import deepcopy
 from itertools import chain
 
 import pytest
@@ -89,6 +90,50 @@ def test_it_can_be_fitted_to_the_one_layer_that_will_be_read(model, prompts, str
     torch.testing.assert_close(*both, atol=1e-5, rtol=1e-3)
     with pytest.raises(MnemoError, match="after 2 blocks"):
         alone.of_tokens(tokens, streams[:, 2], layer=2)
+
+
+@pytest.mark.parametrize(("family", "bos"), [("gpt_neox", None), ("llama", False)])
+def test_it_is_fitted_to_the_tokens_of_the_prompts_themselves(family, bos):
+    """Beside the mean over source positions of what moves the last block's output, summed over positions."""
+    hf = tiny_model(family, layers=3, d_model=16, heads=2, positions=256)
+    model = load(deepcopy(hf), tokenizer=tiny_tokenizer(), bos=bos)
+    prompts = [render("decode {cue} is", cue, model.tokens) for cue in ("VA==", "decode value " * 60)]
+    assert len(prompts[1]) > 128 and all(
+        (p.tokens[0] == model.tokens.hf.bos_token_id) != (bos is False) for p in prompts
+    )
+    expected = sum(_jacobian(hf, prompt.tokens, block=0) for prompt in prompts) / len(prompts)
+    fitted = Lens.fitted(model, prompts, layers=[1]).jacobian
+    assert fitted is not None
+    torch.testing.assert_close(fitted.jacobians[0], expected, atol=1e-4, rtol=1e-3)
+
+
+def _jacobian(hf, tokens: tuple[int, ...], *, block: int) -> torch.Tensor:
+    blocks = hf.base_model.layers
+
+    def moved_by(step: torch.Tensor) -> torch.Tensor:
+        """Sum of the last block's output where `step` is added behind a block; the last position counts for nothing."""
+        kept = {}
+        hooks = [
+            blocks[block].register_forward_hook(lambda _, __, out: torch.cat([out[:, :-1] + step, out[:, -1:]], 1)),
+            blocks[-1].register_forward_hook(lambda _, __, out: kept.update(out=out)),
+        ]
+        hf(torch.tensor([tokens]))
+        for hook in hooks:
+            hook.remove()
+        return kept["out"][0, :-1].sum(0)
+
+    step = torch.zeros(len(tokens) - 1, hf.config.hidden_size)
+    found = torch.autograd.functional.jacobian(moved_by, step)
+    assert isinstance(found, torch.Tensor)
+    return found.mean(1)
+
+
+def test_after_a_fit_that_fails_the_library_spells_as_before(model, prompts):
+    before = model.bridge.to_tokens("VA== is").tolist()
+    with pytest.raises(MnemoError, match="no Jacobian lens can be fitted"):
+        Lens.fitted(model, prompts, layers=[3])
+    Lens.fitted(model, prompts[:1], layers=[1])
+    assert model.bridge.to_tokens("VA== is").tolist() == before
 
 
 @pytest.mark.parametrize("name", ["logit", "jacobian"])
