@@ -83,7 +83,7 @@ class ReadsConcepts(Protocol):
             layer: where the states were read and are put.
             facts: whose states they are: a phrase that holds the cue or the answer itself is no concept.
             seed: draws the states that serve as reference.
-            others: what to draw those from; None for `states`, of which none is compared with itself.
+            others: what to draw those from; None for `states`. No fact is compared with itself.
         """
         ...
 
@@ -163,7 +163,7 @@ class Reader:
     ) -> list[list[Reading]]:
         """Return, for each state, the phrases it may stand for, the best first (see `ReadsConcepts`)."""
         compared = Others(states, facts) if others is None else others
-        references, another = draw_references(facts, compared.facts, seed=seed, same=others is None)
+        references, another = draw_references(facts, compared.facts, seed=seed)
         readers = [self.spare if self.spare is not None and fact.cue == self.cue else self for fact in facts]
         found: list[list[Reading]] = [[] for _ in facts]
         for reader in (self, self.spare):
@@ -210,7 +210,7 @@ def read_cues(
         raise MnemoError("the task has no `verbalise` template: add one, such as 'expand {cue} is'")
     with task.blaming("verbalise"):
         asked = Asked(tuple(render(task.verbalise, fact.cue, model.tokens) for fact in facts))
-    references, another = draw_references(facts, facts, seed=seed, same=True)
+    references, another = draw_references(facts, facts, seed=seed)
     written = readable_phrases(model, asked, max_tokens=task.max_concept_tokens)
     found = read_phrases(
         model,
@@ -309,7 +309,7 @@ class Bank:
     ) -> list[list[Reading]]:
         """Return, for each state, the phrases it may stand for, the best first (see `ReadsConcepts`)."""
         compared = Others(states, facts) if others is None else others
-        references, another = draw_references(facts, compared.facts, seed=seed, same=others is None)
+        references, another = draw_references(facts, compared.facts, seed=seed)
         mean = compared.states.mean(0)
         both = self._logprobs(torch.cat([states, compared.states[references]]) - mean, layer=layer)
         own, under = both.split([len(states), len(references)])
@@ -358,7 +358,7 @@ def chance(
 
 
 def draw_references(
-    facts: Sequence[Fact], others: Sequence[Fact], *, seed: int, same: bool
+    facts: Sequence[Fact], others: Sequence[Fact], *, seed: int
 ) -> tuple[Int[Tensor, " reference"], Bool[Tensor, "fact reference"]]:
     """Draw up to REFERENCES of some facts, and say which of them each fact is compared with.
 
@@ -367,16 +367,18 @@ def draw_references(
 
     Args:
         facts: what is compared.
-        others: what to draw from.
+        others: what to draw from; the facts themselves may be among them, and are known by their ids.
         seed: decides the draw.
-        same: whether `others` are the facts themselves.
     """
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))[:REFERENCES]
     chosen = [others[r] for r in drawn.tolist()]
-    itself = torch.arange(len(facts))[:, None] == drawn if same else torch.zeros(len(facts), len(chosen)).bool()
-    unlike = [[other.answer != fact.answer for other in chosen] for fact in facts]
-    unlike = torch.tensor(unlike, dtype=torch.bool).view(itself.shape)
-    return drawn, torch.where(unlike.any(1, keepdim=True), unlike, ~itself)
+
+    def differ(column: str) -> Bool[Tensor, "fact reference"]:
+        pairs = [[getattr(other, column) != getattr(fact, column) for other in chosen] for fact in facts]
+        return torch.tensor(pairs, dtype=torch.bool).view(len(facts), len(chosen))
+
+    unlike = differ("answer")
+    return drawn, torch.where(unlike.any(1, keepdim=True), unlike, differ("fact_id"))
 
 
 def rank_known(

@@ -94,7 +94,7 @@ class Lens:
     ) -> list[list[Reading]]:
         """Return, for each state, the words it may stand for, the best first (see `ReadsConcepts`)."""
         compared = Others(states, facts) if others is None else others
-        references, another = draw_references(facts, compared.facts, seed=seed, same=others is None)
+        references, another = draw_references(facts, compared.facts, seed=seed)
         words, _ = self._words
         under = torch.empty(len(references), len(words))
         for rows, said in self._logprobs(compared.states[references], layer=layer):

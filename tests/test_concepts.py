@@ -9,7 +9,7 @@ import statistics
 import pytest
 import torch
 
-from mnemo.concepts import FLOOR, NULL_STATES, Bank, Reader, _is_a_concept, chance, read_cues
+from mnemo.concepts import FLOOR, NULL_STATES, Bank, Others, Reader, _is_a_concept, chance, read_cues
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
 from mnemo.model import Model, load
@@ -88,6 +88,14 @@ def test_facts_with_the_same_answer_are_no_reference(model, reader, states):
         others = [math.exp(logprob_by_hand(model, reader, best.tokens, states[k])) for k in range(1 - i % 2, 8, 2)]
         expected = math.log((math.exp(best.logprob) + FLOOR) / (statistics.median_low(others) + FLOOR))
         assert best.ratio == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_fact_read_alone_is_not_compared_with_itself_where_all_have_one_answer(reader, states):
+    among, others = reader.read(states, layer=LAYER, facts=FACTS), Others(states, FACTS)
+    for i, fact in enumerate(FACTS):
+        (alone,) = reader.read(states[i : i + 1], layer=LAYER, facts=[fact], others=others)
+        assert [r.tokens for r in alone] == [r.tokens for r in among[i]]
+        assert [r.ratio for r in alone] == pytest.approx([r.ratio for r in among[i]], abs=1e-3)
 
 
 def test_cues_are_read_as_states_are_with_nothing_patched(model):
