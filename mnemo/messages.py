@@ -49,7 +49,7 @@ def read_messages(
 
     Args:
         study: what `extract` found.
-        fact_ids: recalled facts.
+        fact_ids: recalled facts; each is read once.
         only: labels of writers (``embed``, ``h1.2``, ``mlp1``); all before the waypoint if empty.
         strongest: how many writers to read for each fact, those with the largest `norm`; None for all.
         seed: draws the facts that readings are compared with.
@@ -62,12 +62,16 @@ def read_messages(
         the fact's concept at the waypoint).
 
     Raises:
-        MnemoError: the study has no waypoint or nothing to read with, an unknown writer, or a fact not recalled.
+        MnemoError: the study has no waypoint or nothing to read with, an unknown writer, a fact not recalled, or a
+            `strongest` below 1.
     """
+    if strongest is not None and strongest < 1:
+        raise MnemoError(f"strongest={strongest}: give the number of writers to read, at least 1, or None for all")
     if study.waypoint is None:
         raise MnemoError("this study has no waypoint, so there are no messages to it: see its notes")
     if not fact_ids:
         return pd.DataFrame(columns=_COLUMNS)
+    fact_ids = list(dict.fromkeys(fact_ids))
     facts = study.recalled_facts(fact_ids)
     asked, place = list(facts.values()), {fact_id: i for i, fact_id in enumerate(facts)}
     reader, notes = reader_for(study.model, study.task, asked)
@@ -81,7 +85,8 @@ def read_messages(
     norms = _norms(study.model, prompts, rows, site=site, until=len(known))[:, chosen]
     norms /= (states[rows] - states.mean(0)).norm(dim=-1, keepdim=True)
     read = torch.zeros_like(norms).bool()
-    read.scatter_(1, norms.topk(min(strongest or len(chosen), len(chosen)), dim=1).indices, True)
+    most = len(chosen) if strongest is None else min(strongest, len(chosen))
+    read.scatter_(1, norms.topk(most, dim=1).indices, True)
     columns = read.any(0).nonzero()[:, 0].tolist()
     every = _messages(study.model, prompts, site=site, some=[chosen[k] for k in columns])
     apart = states.mean(0) + every.sub_(every.mean(0)).movedim(1, 0)
@@ -122,7 +127,7 @@ def messages_beside_state(
     """
     table = read_messages(study, fact_ids, strongest=strongest, seed=seed, progress=progress)
     found = []
-    for fact_id in fact_ids:
+    for fact_id in dict.fromkeys(fact_ids):
         row = study[fact_id]
         read = isinstance(row["concept"], str)
         whole = {"writer": WHOLE, "fact_id": fact_id, "concept": row["concept"] if read else None, "agrees": read}

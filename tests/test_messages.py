@@ -53,6 +53,9 @@ def test_only_writers_before_the_waypoint_are_read_and_only_of_recalled_facts(st
         read_messages(study, [fact_id], only=["mlp9"], progress=False)
     with pytest.raises(MnemoError, match="no fact 'nobody'"):
         read_messages(study, ["nobody"], progress=False)
+    for none in (0, -1):
+        with pytest.raises(MnemoError, match=f"strongest={none}: give the number of writers"):
+            read_messages(study, [fact_id], strongest=none)
 
 
 def test_the_strongest_writers_are_read_as_they_are_among_all(study):
@@ -64,7 +67,8 @@ def test_the_strongest_writers_are_read_as_they_are_among_all(study):
     both = [table.sort_values(["fact_id", "writer"]).reset_index(drop=True) for table in (largest, some)]
     assert both[0]["writer"].equals(both[1]["writer"]) and both[0]["concept"].equals(both[1]["concept"])
     assert (both[0]["ratio"] - both[1]["ratio"]).abs().max() < 1e-4
-    beside = messages_beside_state(study, fact_ids, strongest=2)
+    beside = messages_beside_state(study, [*fact_ids, *fact_ids], strongest=2)  # each is read once
+    assert list(beside["fact_id"].unique()) == fact_ids
     for fact_id, rows in beside.groupby("fact_id"):
         row = study[fact_id]
         assert list(rows["writer"][:1]) == [WHOLE] and len(rows) == 3
