@@ -22,7 +22,7 @@ from torch import Tensor
 from mnemo.concepts import Others, Reading, draw_references, rank_known
 from mnemo.errors import MnemoError
 from mnemo.libraries import in_one_line, quietly
-from mnemo.memory import fit, in_pieces
+from mnemo.memory import Shape, checked_budget, fit, in_pieces
 from mnemo.phrases import spelled
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CANDIDATES = 16  # words ranked for each state, the likeliest
 FITTED = 8  # prompts that the Jacobian is averaged over
 COLUMNS = 64  # of a Jacobian, made in one run backward
+COPIES = 3  # of every matrix of a Jacobian lens: sum, one prompt's, and mean
 READOUTS = 8  # numbers held at once for each state and token of the vocabulary
 
 
@@ -67,18 +68,19 @@ class Lens:
             layers: of the residual stream that will be read (1 is behind the first block); None for all.
 
         Raises:
-            MnemoError: the library cannot fit it to this model.
+            MnemoError: the library cannot fit it to this model, or its matrices alone take more than the memory budget.
         """
         from transformer_lens.tools.analysis import JacobianLens
 
         fitted = prompts[:: max(1, len(prompts) // FITTED)][:FITTED]
         blocks = None if layers is None else [layer - 1 for layer in layers if layer < model.n_layers]
+        columns = _columns(model, fitted, n_matrices=model.n_layers - 1 if blocks is None else len(blocks))
         what = f"{model.name}: no Jacobian lens can be fitted"
         # (It warns of short prompts, and study prompts are short.)
         with quietly(), in_one_line(what, fix="read with another reader"), _spelled_as(model, fitted):
             jacobian = JacobianLens.fit(
                 model.bridge, [prompt.text for prompt in fitted], corpus="recall prompts", source_layers=blocks,
-                skip_first_positions=0, dim_batch=min(COLUMNS, model.d_model), max_seq_len=max(map(len, fitted)),
+                skip_first_positions=0, dim_batch=columns, max_seq_len=max(map(len, fitted)),
                 show_progress=False,
             )  # fmt: skip
         return cls(model, prompts[0], jacobian)
@@ -166,6 +168,24 @@ class Lens:
         if layer - 1 not in self.jacobian.source_layers:
             raise MnemoError(f"this Jacobian lens was not fitted to the stream after {layer} blocks: fit it there")
         return self.jacobian.transport(states, layer - 1)
+
+
+def _columns(model: Model, prompts: Sequence[Prompt], *, n_matrices: int) -> int:
+    """Return how many columns of a Jacobian to make at once, each with a copy of the prompt.
+
+    Raises:
+        MnemoError: the memory budget does not hold the matrices themselves.
+    """
+    held = COPIES * 4 * n_matrices * model.d_model**2 / 1e9
+    room = checked_budget(None) - held
+    if room <= 0:
+        raise MnemoError(
+            f"{model.name}: the matrices of a Jacobian lens take {held:.3g} GB, more than may be used "
+            f"({checked_budget(None):g} GB): give a larger --memory-gb, or read with another reader"
+        )
+    shape, length = Shape.of(model), max(map(len, prompts))
+    each = shape.backward_bytes(length) + shape.reading_bytes(length)  # the library makes logits at every position
+    return min(COLUMNS, model.d_model, fit(each, memory_gb=room))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import torch
 
 from mnemo.concept_vectors import ask_concepts
 from mnemo.concepts import Bank, Others, Reader, ReadsConcepts, chance
@@ -47,22 +48,38 @@ def reader_for(model: Model, task: Task, facts: Sequence[Fact]) -> tuple[ReadsCo
     except MnemoError as error:
         known = len(bank.phrases) if bank is not None else 0
         why = f"the task has no verbalise template, {known} lexicon phrases can be asked about, and {error}"
-        return _last_resort(model, task, facts, [*notes, why])
+        lens, note = _last_resort(model, task, facts, why)
+        return lens, [*notes, note]
     return reader, [*notes, "the task has no verbalise template: concepts are read in a prompt that repeats words"]
 
 
-def _last_resort(
-    model: Model, task: Task, facts: Sequence[Fact], notes: list[str]
-) -> tuple[ReadsConcepts | None, list[str]]:
-    """A lens, where nothing can be asked; the last note says why not."""
-    *notes, why = notes
-    try:
-        lens = Lens.fitted(model, _recalls(model, task, facts))
+def _last_resort(model: Model, task: Task, facts: Sequence[Fact], why: str) -> tuple[Lens | None, str]:
+    """A lens, the Jacobian one if it can be had, where nothing can be asked (and why not); and a note."""
+    prompts = _recalls(model, task, facts)
+    logit = Lens(model, prompts[0])
+    try:  # whether the library reads such a model at all
+        logit.of_tokens(torch.zeros(1, dtype=torch.long), torch.ones(1, model.d_model), layer=model.n_layers)
     except MnemoError as error:
-        return None, [*notes, f"{why}, and {error}: no concept was looked for or tested"]
-    what = "concepts are read as single tokens, with the Jacobian lens"
+        return None, f"{why}, and {error}: no concept was looked for or tested"
+    try:
+        lens, which = _fitted(model, prompts), "the Jacobian lens"
+    except MnemoError as error:
+        lens, which = logit, f"the logit lens ({error})"
     left = "those of several tokens were not looked for, and a fact that goes through none is unsure, not rote"
-    return lens, [*notes, f"{why}: {what}; {left}"]
+    return lens, f"{why}: concepts are read as single tokens, with {which}; {left}"
+
+
+def _fitted(model: Model, prompts: Sequence[Prompt], *, layers: Sequence[int] | None = None) -> Lens:
+    """Fit the Jacobian lens.
+
+    Raises:
+        MnemoError: it cannot be fitted, or not within minutes.
+    """
+    if model.device.type == "cpu" and model.d_model > WIDE:
+        raise MnemoError(
+            f"the Jacobian lens is left out: to fit it takes a CPU minutes where the stream is wider than {WIDE}"
+        )
+    return Lens.fitted(model, prompts, layers=layers)
 
 
 def _asking(model: Model, task: Task, facts: Sequence[Fact], lexicon: Sequence[str]) -> Reader:
@@ -144,11 +161,6 @@ def _readers(model: Model, task: Task, facts: Sequence[Fact], *, layer: int) -> 
             raise MnemoError("fewer than two phrases of the lexicon can be asked about")
         return bank
 
-    def fitting() -> Lens:
-        if model.device.type == "cpu" and model.d_model > WIDE:
-            raise MnemoError(f"left out: to fit it takes a CPU minutes where the stream is wider than {WIDE}")
-        return Lens.fitted(model, prompts, layers=[layer])
-
     readers: dict[str, Callable[[], ReadsConcepts]] = {}
     if task.verbalise is not None:
         readers["verbalise"] = lambda: _asking(model, task, facts, lexicon)
@@ -156,5 +168,5 @@ def _readers(model: Model, task: Task, facts: Sequence[Fact], *, layer: int) -> 
         readers["lexicon"] = comparing
     readers["repeated words"] = lambda: _repeating(model, task, lexicon)
     readers["logit lens"] = lambda: Lens(model, prompts[0])
-    readers["Jacobian lens"] = fitting
+    readers["Jacobian lens"] = lambda: _fitted(model, prompts, layers=[layer])
     return readers

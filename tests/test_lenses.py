@@ -14,7 +14,7 @@ from mnemo.concepts import FLOOR, Others, ReadsConcepts, chance
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact
 from mnemo.lenses import READOUTS, Lens
-from mnemo.memory import memory_budget
+from mnemo.memory import Shape, memory_budget
 from mnemo.model import Model, load
 from mnemo.patching import Patch, Site, next_logprobs, read_stream
 from mnemo.prompts import render
@@ -126,6 +126,20 @@ def _jacobian(hf, tokens: tuple[int, ...], *, block: int) -> torch.Tensor:
     found = torch.autograd.functional.jacobian(moved_by, step)
     assert isinstance(found, torch.Tensor)
     return found.mean(1)
+
+
+def test_memory_decides_how_many_columns_are_made_at_once_and_whether_any(model, prompts, jacobian):
+    matrices = 3 * 4 * 2 * model.d_model**2  # sum, one prompt's and mean, behind the first two blocks
+    shape, length = Shape.of(model), max(map(len, prompts))
+    column = shape.backward_bytes(length) + shape.reading_bytes(length)
+    with memory_budget((matrices + 3.5 * column) / 1e9):
+        few, every = Lens.fitted(model, prompts).jacobian, jacobian.jacobian
+    assert few is not None and every is not None
+    assert (few.metadata["dim_batch"], every.metadata["dim_batch"]) == (3, model.d_model)
+    for block in (0, 1):
+        torch.testing.assert_close(few.jacobians[block], every.jacobians[block], atol=1e-5, rtol=1e-3)
+    with memory_budget(matrices / 1e9), pytest.raises(MnemoError, match=r"matrices .* take 6.14e-06 GB, more than may"):
+        Lens.fitted(model, prompts)
 
 
 def test_after_a_fit_that_fails_the_library_spells_as_before(model, prompts):

@@ -11,6 +11,7 @@ import mnemo
 from mnemo.concepts import Bank, Reader
 from mnemo.errors import MnemoError
 from mnemo.lenses import Lens
+from mnemo.memory import memory_budget
 from mnemo.reading import LISTED, _readers, compare_readers, reader_for
 
 
@@ -28,6 +29,20 @@ def test_the_first_reader_that_the_texts_of_a_task_allow(compiled_study):
         reader, notes = reader_for(study.model, study.task.model_copy(update=change), facts)
         assert type(reader) is kind, notes
     assert "read as single tokens" in notes[-1] and "unsure, not rote" in notes[-1]
+
+
+def test_the_logit_lens_reads_where_the_other_would_take_too_long_or_too_much(compiled_study, monkeypatch):
+    study, _, _ = compiled_study
+    facts = list(study.recalled_facts().values())[:4]
+    task = study.task.model_copy(update={"verbalise": None, "concepts": None})
+    with memory_budget(1e-6):
+        reader, notes = reader_for(study.model, task, facts)
+    assert isinstance(reader, Lens) and reader.jacobian is None
+    assert "with the logit lens (" in notes[-1] and "give a larger --memory-gb" in notes[-1]
+    monkeypatch.setattr("mnemo.reading.WIDE", 1)
+    reader, notes = reader_for(study.model, task, facts)
+    assert isinstance(reader, Lens) and reader.jacobian is None
+    assert "wider than 1" in notes[-1] and "unsure, not rote" in notes[-1]
 
 
 def test_with_nothing_but_a_lens_words_are_read_and_nothing_is_claimed_of_concepts_that_it_cannot_read(compiled_study):
