@@ -22,7 +22,7 @@ from torch import Tensor
 from mnemo.concepts import Others, Reading, draw_references, rank_known
 from mnemo.errors import MnemoError
 from mnemo.libraries import in_one_line, quietly
-from mnemo.memory import Shape, checked_budget, fit, in_pieces
+from mnemo.memory import Shape, checked_budget, fit, in_pieces, memory_budget
 from mnemo.phrases import spelled
 
 if TYPE_CHECKING:
@@ -77,11 +77,15 @@ class Lens:
         columns = _columns(model, fitted, n_matrices=model.n_layers - 1 if blocks is None else len(blocks))
         what = f"{model.name}: no Jacobian lens can be fitted"
         # (It warns of short prompts, and study prompts are short.)
-        with quietly(), in_one_line(what, fix="read with another reader"), _spelled_as(model, fitted):
+        with (
+            quietly(),
+            in_one_line(what, fix="read with another reader"),
+            _spelled_as(model, fitted),
+            memory_budget(None),
+        ):
             jacobian = JacobianLens.fit(
                 model.bridge, [prompt.text for prompt in fitted], corpus="recall prompts", source_layers=blocks,
-                skip_first_positions=0, dim_batch=columns, max_seq_len=max(map(len, fitted)),
-                show_progress=False,
+                skip_first_positions=0, dim_batch=columns, max_seq_len=max(map(len, fitted)), show_progress=False,
             )  # fmt: skip
         return cls(model, prompts[0], jacobian)
 
@@ -154,11 +158,13 @@ class Lens:
         """What the library reads in states carried to the last block.
 
         Raises:
+            NoMemoryError: there is not memory enough for so many states.
             MnemoError: it cannot read this model.
         """
         from transformer_lens.tools.analysis import logit_readout
 
-        with in_one_line(f"{self.model.name} cannot be read with a lens", fix="read with another reader"):
+        what = f"{self.model.name} cannot be read with a lens"
+        with in_one_line(what, fix="read with another reader"), memory_budget(None):
             return logit_readout(self.model.bridge, self._at_the_end(states, layer=layer), **chosen)
 
     def _at_the_end(self, states: Float[Tensor, "row d"], *, layer: int) -> Float[Tensor, "row d"]:

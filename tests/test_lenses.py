@@ -9,6 +9,7 @@ from itertools import chain
 
 import pytest
 import torch
+from transformer_lens.tools import analysis
 
 from mnemo.concepts import FLOOR, Others, ReadsConcepts, chance
 from mnemo.errors import MnemoError
@@ -193,6 +194,22 @@ def test_a_state_is_read_alone_as_it_is_among_others(name, model, request):
         assert [[r.phrase for r in mine] for mine in found] == [[r.phrase for r in mine] for mine in among]
         for one, other in zip(chain(*found), chain(*among), strict=True):
             assert (one.logprob, one.ratio) == pytest.approx((other.logprob, other.ratio), abs=1e-4)
+
+
+def test_fewer_states_are_read_at_once_where_memory_runs_out(streams, logit, monkeypatch):
+    expected = logit.read(streams[:, 2], layer=2, facts=FACTS)
+    whole, at_once = analysis.logit_readout, []
+
+    def short_of_memory(bridge, states, **chosen):
+        at_once.append(len(states))
+        if len(states) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(bridge, states, **chosen)
+
+    monkeypatch.setattr(analysis, "logit_readout", short_of_memory)
+    found = logit.read(streams[:, 2], layer=2, facts=FACTS)
+    assert [[r.phrase for r in mine] for mine in found] == [[r.phrase for r in mine] for mine in expected]
+    assert at_once == 2 * [8, 4, 2, 2, 2, 2]  # the references, then the states
 
 
 def test_a_phrase_is_judged_by_its_first_token(model, streams, logit):
