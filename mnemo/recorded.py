@@ -85,7 +85,7 @@ def inputs_of(
     """
     paths = {name: given[name] if given[name] is not None else getattr(source, name) for name in given}
     if paths["task"] is None:
-        raise InputError("does not say where its task lies: give --task", file=file)
+        raise InputError("does not say where its task lies: give --task (in Python task=...)", file=file)
     for name, path in paths.items():
         if path is not None:
             where = (file, f"source.{name}") if given[name] is None else (None, None)
@@ -95,7 +95,8 @@ def inputs_of(
     task = Task.read(paths["task"])
     model = paths["model"] if paths["model"] is not None else task.model_path
     if given["model"] is None and isinstance(model, str) and is_hub_name(model, bare=True) and model != "organism":
-        raise InputError(f"used {shown(model)} from the hub: give --model {model} to fetch it", file=file)
+        how = f"give --model {model} to fetch it (in Python model={model!r})"
+        raise InputError(f"used {shown(model)} from the hub: {how}", file=file)
     return task, model, task.load_facts(paths["facts"])
 
 
