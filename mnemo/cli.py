@@ -147,20 +147,24 @@ def trace_command(
     device: Device = None,
 ) -> None:
     """Trace one fact: components, edges and paths, what is read where its concept acts, and every intervention."""
-    from mnemo.fact_evidence import FactEvidence
+    from mnemo.fact_evidence import FactEvidence, remove_evidence
+    from mnemo.finished import read_study
     from mnemo.memory import memory_budget
     from mnemo.report import print_evidence, print_trace
-    from mnemo.study import Study, extract
+    from mnemo.study import extract
     from mnemo.tracing import trace
 
     folder = out or (run or _default_out(task)) / "trace"
-    chosen = _model(task, model, dtype=dtype, device=device)
     with memory_budget(memory_gb):
-        study = None if run is None else Study.read(run, task=task, model=chosen)
+        if run is None:
+            study, source, chosen = None, task, _model(task, model, dtype=dtype, device=device)
+        else:  # in the dtype of the run, if none is given
+            source = study = read_study(run, task=task, model=model, device=device, dtype=dtype)
+            chosen = study.model
         if seed is None:
             seed = 0 if study is None else int(study.record["seed"])
-        source, given = (task, chosen) if study is None else (study, study.model)
-        found = trace(source, cue, contrast=contrast_cue, model=given, top=top, seed=seed, memory_gb=memory_gb)
+        found = trace(source, cue, contrast=contrast_cue, model=chosen, top=top, seed=seed, memory_gb=memory_gb)
+        remove_evidence(folder)
         found.write(folder)
         print_trace(found, folder)
         if not doses:

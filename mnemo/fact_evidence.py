@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mnemo.doses import dose_curves, write_doses
-from mnemo.errors import MnemoError
+from mnemo.errors import InputError, MnemoError
 from mnemo.files import write_text
 from mnemo.messages import messages_beside_state
 from mnemo.reading import compare_readers
@@ -41,18 +41,20 @@ class FactEvidence:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, study: Study, fact_id: str, *, seed: int = 0) -> FactEvidence:
+    def of(cls, study: Study, fact_id: str, *, seed: int | None = None) -> FactEvidence:
         """Collect it; what cannot be had costs nothing but itself.
 
         Args:
             study: what `extract` found.
             fact_id: the fact.
-            seed: draws targets, random directions and the facts that readings are compared with.
+            seed: draws targets, random directions and the facts that readings are compared with; None for that of
+                the study.
 
         Raises:
             MnemoError: no such fact.
         """
-        study[fact_id]
+        study[fact_id]  # an unknown id is refused in its own words
+        seed = int(study.record["seed"]) if seed is None else seed
         makers: dict[str, Callable[..., pd.DataFrame]] = {
             "readings": compare_readers,
             "messages": lambda study, fact_id, *, seed: messages_beside_state(study, [fact_id], seed=seed),
@@ -67,7 +69,7 @@ class FactEvidence:
         notes = tuple(f"no {' or '.join(names)}: {fault}" for fault, names in faults.items())
         return cls(study, fact_id, tables, notes)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: str | Path) -> None:
         """Write a .csv for each table, doses.png and evidence.json, which says where the fact was looked at.
 
         Files of that name that an earlier fact left there go.
@@ -75,8 +77,8 @@ class FactEvidence:
         Raises:
             InputError: the folder cannot be written.
         """
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
+        folder = Path(folder)
+        remove_evidence(folder)
         for name, table in self.tables.items():
             if name != "doses":
                 write_csv(table, folder / f"{name}.csv")
@@ -87,3 +89,16 @@ class FactEvidence:
         site = waypoint and {"layer": waypoint.site.layer, "position": waypoint.site.position}
         said = {"fact_id": self.fact_id, "site": site, "notes": self.notes, "run": self.study.record}
         write_text(folder / "evidence.json", json.dumps(said, indent=2) + "\n")
+
+
+def remove_evidence(folder: Path) -> None:
+    """Remove the evidence of an earlier fact from a folder.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    for name in FILES:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot be written ({error.strerror or error})", file=folder / name) from None

@@ -26,6 +26,8 @@ def read_study(
     task: str | Path | None = None,
     model: Model | str | Path | None = None,
     facts: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> Study:
     """Read back what `extract` or `benchmark` wrote; nothing is judged again.
 
@@ -35,6 +37,7 @@ def read_study(
         folder: what the run wrote.
         task, facts: where these lie now, if not where the run recorded.
         model: a loaded model, or where it lies now. A hub model must be named: a file alone makes nothing be fetched.
+        device, dtype: as for `mnemo.load`, for a model that is not loaded yet; None for the dtype of the run.
 
     Returns:
         the study. It has no attributions, and of its readings the best two of each fact, as they stand in its table.
@@ -53,7 +56,10 @@ def read_study(
     place = (model.source or model.name) if isinstance(model, Model) else model
     given = {"task": task, "model": place, "facts": facts}
     read, source, chosen = inputs_of(recorded.source, given, file)
-    loaded = model if isinstance(model, Model) else load_model(read, load_as(read, source, dtype=recorded.dtype))
+    if isinstance(model, Model):
+        loaded = model
+    else:
+        loaded = load_model(read, load_as(read, source, device=device, dtype=dtype or recorded.dtype))
     if changed := recorded.changed(read, loaded, chosen):
         raise MnemoError(f"{folder} is no run of these inputs: {changed}")
     if list(table["fact_id"]) != [fact.fact_id for fact in chosen]:
