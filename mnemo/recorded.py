@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StringConstraints, ValidationError
 
 from mnemo.errors import InputError
-from mnemo.facts import FactSet, Task, is_hub_name
+from mnemo.facts import MAX_FACTS, FactSet, Task, is_hub_name
 from mnemo.model import Model
 from mnemo.records import text_hashes
 from mnemo.textfiles import check_place, read_json
 from mnemo.tokens import shown
 
 _INPUTS = ("task", "facts", "lexicon", "model")
+_INDEX = re.compile(r"__index_level_\d+__")  # columns that pandas puts into a file for the index of a table
+_PLAIN = (
+    *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    *(pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null),
+)
+
+Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Source(BaseModel):
@@ -35,15 +46,17 @@ class Recorded(BaseModel):
 
     kind: str
     source: Source
-    seed: int = Field(ge=0, lt=2**31)
-    quick: bool
-    edit: bool
-    task: str
-    facts: str
-    lexicon: str
-    model: str
+    seed: StrictInt = Field(ge=0, lt=2**31)
+    quick: StrictBool
+    edit: StrictBool
+    task: Hash
+    facts: Hash
+    lexicon: Hash
+    model: Hash
+    inputs: Hash
     versions: dict[str, str | None]
     dtype: str | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, file: Path) -> Recorded:
@@ -104,8 +117,14 @@ def _is_gone(place: str | Path) -> bool:
     return Path(place).is_absolute() and not Path(place).exists()
 
 
-def read_verdicts(file: Path) -> pd.DataFrame:
-    """Read verdicts.parquet; each fact stands in it once.
+def read_verdicts(file: Path, *, most: int = MAX_FACTS) -> pd.DataFrame:
+    """Read verdicts.parquet; each fact stands in it once, and every column is of texts, numbers or truth values.
+
+    What pandas noted there about the table is not needed, and not read.
+
+    Args:
+        file: the file.
+        most: facts that there can be; no more rows are read.
 
     Raises:
         InputError: there is no such file, or it holds something else.
@@ -113,11 +132,28 @@ def read_verdicts(file: Path) -> pd.DataFrame:
     if not file.is_file():
         raise InputError("there is no such file, so there is nothing to compare with or to go on from", file=file)
     try:
-        table = pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+        with pq.ParquetFile(file) as parquet:
+            rows = parquet.metadata.num_rows
+            content = parquet.read() if rows <= most else None
+        table = None if content is None else _plain(content).to_pandas(ignore_metadata=True)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"cannot be read as Parquet ({' '.join(str(error).split())[:80]})", file=file) from None
+    if table is None:
+        raise InputError(f"{rows} rows for at most {most} facts: run extract again", file=file)
+    if (twice := table.columns[table.columns.duplicated()]).size:
+        raise InputError("there are two columns of this name", file=file, column=str(twice[0]))
+    table = table.drop(columns=[column for column in table if _INDEX.fullmatch(str(column))])
     check_key(table, ["fact_id"], file)
     return table
+
+
+def _plain(content: pa.Table) -> pa.Table:
+    """Spell out columns that are encoded by a dictionary, and refuse what is neither text, number nor truth value."""
+    kinds = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in content.schema]
+    for name, kind in zip(content.column_names, kinds, strict=True):
+        if not any(is_one(kind) for is_one in _PLAIN):
+            raise ValueError(f"column {name!r} holds {kind}")
+    return content.cast(pa.schema(zip(content.column_names, kinds, strict=True)))
 
 
 def check_key(table: pd.DataFrame, key: list[str], file: Path) -> None:

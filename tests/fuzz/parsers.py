@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from mnemo.explorer.view import SavedView, View
 from mnemo.facts import FactSet, Task
 from mnemo.model import Model, load
 from mnemo.model_source import examine, read_tokenizer
+from mnemo.patching import Site
 from mnemo.plan import read_shape
-from mnemo.repeat import rerun
+from mnemo.repeat import compare, rerun
 from mnemo.scoring import read_truth
 from mnemo.study import Study, extract
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import Trace
+from mnemo.waypoints import CANDIDATE_COLUMNS
 
 Json = dict[str, Any]
 
@@ -161,14 +163,42 @@ def _run_before() -> Generator[None]:
         yield
 
 
+def _recorded(data: bytes) -> bytes:
+    """A run.json with what is known of the study in place of its name in <>."""
+    for name, value in (record := _studied().record).items():
+        data = data.replace(f"<{name}>".encode(), str(value).encode())
+    return data.replace(b"<folder>", str(record["source"]["task"]).encode())
+
+
 def _run(data: bytes) -> None:
     with _run_before():
-        for name, value in (record := _studied().record).items():
-            data = data.replace(f"<{name}>".encode(), str(value).encode())
-        data = data.replace(b"<folder>", str(record["source"]["task"]).encode())
         _file("run/metrics.json", json.dumps(_METRICS).encode())
-        _file("run/run.json", data)
+        _file("run/run.json", _recorded(data))
         rerun(_FOLDER / "run", progress=False)
+
+
+def _finished(data: bytes) -> None:
+    study = _studied()
+    _file("run/run.json", _recorded(data))
+    found = Study.read(_FOLDER / "run", model=study.model)
+    assert not list(compare(study.table, found.table, key=["fact_id"]))
+
+
+def _sites(data: bytes) -> None:
+    folder = _judged()
+    _file("sites/sites.csv", data)
+    found = Study.read(folder, model=_studied().model)
+    assert found.waypoint is not None and found.waypoint.site == Site(1, -1) and found.waypoint.tried > 0
+    assert found.waypoint.swaps_work in (True, False)
+
+
+@cache
+def _judged() -> Path:
+    """The folder of what a run that had recalled the fact would have written, but for sites.csv."""
+    study, folder = _studied(), _FOLDER / "sites"
+    place = {"recalled": True, "layer": 1, "position": len(study.prompt("a")) - 1}
+    replace(study, table=study.table.assign(**place)).write(folder, report=False)
+    return folder
 
 
 def _metrics(data: bytes) -> None:
@@ -231,7 +261,7 @@ _VIEW: Json = {
 _RUN: Json = {  # in <> what is known once there is a study
     "kind": "extract", "source": {"task": "<folder>", "facts": None, "model": None}, "seed": 0, "quick": True,
     "edit": False, "task": "<task>", "facts": "<facts>", "lexicon": "<lexicon>", "model": "<model>",
-    "versions": {"torch": "2"},
+    "inputs": "<inputs>", "versions": {"torch": "2"}, "notes": ["none is recalled"],
 }  # fmt: skip
 _METRICS: Json = {"auroc": {"idle": {"value": 0.5, "low": 0.25, "high": None}}, "kinds": ["rote"], "facts": 6}
 _TOKENIZER: Json = {
@@ -271,6 +301,13 @@ _TASK: Json = {
     "max_concept_tokens": 3, "facts": "facts.csv", "model": "m",
 }  # fmt: skip
 _FACT_ROWS: Json = {"rows": [["fact_id", "cue", "answer", "note"], ["a", "VA==", "T", ""], ["b", '+A"=', ",", "d"]]}
+_SITES: Json = {
+    "rows": [
+        [*CANDIDATE_COLUMNS, "chosen"],
+        [1, -1, 1.0, 0.9, 0.1, 0.0, 1.0, 0.9, 3, 1.0, 1.0, True],
+        [1, -2, 0.5, "", "", "", "", "", "", "", "", False],
+    ]
+}
 _TRUTH: Json = {"rows": [["fact_id", "kind", "concept", "split"], ["a", "rote", "", "train"]]}
 _CONFIG: Json = {
     "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2, "n_head": 4, "n_embd": 32, "n_inner": 64,
@@ -291,6 +328,8 @@ PARSERS = {
     "trace": Parser(_trace, (json.dumps(_TRACE),), _TRACE),
     "view": Parser(_view, (json.dumps(_VIEW),), _VIEW),
     "run": Parser(_run, (json.dumps(_RUN), json.dumps({**_RUN, "kind": "benchmark"})), _RUN),
+    "finished": Parser(_finished, (json.dumps(_RUN), json.dumps({**_RUN, "kind": "benchmark"})), _RUN),
+    "sites": Parser(_sites, (_csv(_SITES),), _SITES, _csv),
     "metrics": Parser(_metrics, (json.dumps(_METRICS),), _METRICS),
     "model": Parser(_model, (json.dumps(_CONFIG),), _CONFIG),
     "tokenizer": Parser(_tokenizer, (json.dumps(_TOKENIZER), json.dumps(_BPE)), _TOKENIZER),
