@@ -187,20 +187,22 @@ class Study:
         task: str | Path | None = None,
         model: Model | str | Path | None = None,
         facts: str | Path | None = None,
+        device: str | None = None,
     ) -> Study:
         """Read back what `extract` or `benchmark` wrote into a folder; nothing is judged again.
 
         Args:
             folder: the folder.
             task, facts: where these lie now, if not where the run recorded.
-            model: a loaded model, or where it lies now.
+            model: a loaded model, or where it lies now. A hub model must be named.
+            device: where to compute; None for CUDA where there is one, else the CPU.
 
         Raises:
             MnemoError: no run, a damaged one, or inputs that are not those of the run, in one line.
         """
         from mnemo.finished import read_study
 
-        return read_study(folder, task=task, model=model, facts=facts)
+        return read_study(folder, task=task, model=model, facts=facts, device=device)
 
 
 def extract(
