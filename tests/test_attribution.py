@@ -266,6 +266,25 @@ def test_graddrop_of_two_blocks_leaves_the_lower_one_its_direct_effect(model):
     np.testing.assert_allclose(dropped["mlp"].sel(layer=1).values, plain["mlp"].sel(layer=1).values, atol=1e-4)
 
 
+def test_graddrop_of_corrected_edges_leaves_out_the_run_in_which_their_own_block_is_shut():
+    """Where block 1 writes next to nothing, shutting it changes nothing, and shutting block 0 would halve its edges."""
+    hf = tiny_model("gpt2")
+    with torch.no_grad():
+        for part in (hf.transformer.h[1].attn.c_proj, hf.transformer.h[1].mlp.c_proj):
+            part.weight.mul_(1e-4)
+            part.bias.mul_(1e-4)
+    model = load(hf, tokenizer=tiny_tokenizer())
+    pairs = contrasts(model)[:2]
+    plain, dropped = (
+        attribute_edges(model, pairs, method="attention_corrected", steps=1, graddrop=graddrop)["score"]
+        for graddrop in (False, True)
+    )
+    lower = [label for label in plain.reader.values if label in ("q0.0", "k0.1", "v0.2", "mlp0")]
+    plain, dropped = (score.sel(reader=lower).fillna(0).values for score in (plain, dropped))
+    assert len(lower) == 4 and abs(plain).max() > 0.02
+    np.testing.assert_allclose(dropped, plain, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", get_args(Method))
 @pytest.mark.parametrize("attribute", [attribute_nodes, attribute_edges])
 def test_the_budget_of_memory_changes_no_result(attribute, method):
