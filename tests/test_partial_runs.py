@@ -54,8 +54,7 @@ def hooks(model: Model) -> dict[str, int]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
-@pytest.mark.parametrize("last", [1, 3])
-def test_states_put_into_equal_prompts_give_what_they_give_in_each_alone(model, tokens, layer, last):
+def test_states_put_into_equal_prompts_give_what_they_give_in_each_alone(model, tokens, layer, last=3):
     states, put = putting(model, len(tokens), -2)
     found = logits_of(model, tokens, change=(layer, put), last=last)
     for row, prompt in enumerate(tokens):
