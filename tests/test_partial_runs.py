@@ -54,9 +54,9 @@ def hooks(model: Model) -> dict[str, int]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
-def test_states_put_into_equal_prompts_give_what_they_give_in_each_alone(model, tokens, layer, last=3):
+def test_states_put_into_equal_prompts_give_what_they_give_in_each_alone(model, tokens, layer):
     states, put = putting(model, len(tokens), -2)
-    found = logits_of(model, tokens, change=(layer, put), last=last)
+    found = logits_of(model, tokens, change=(layer, put), last=3)
     for row, prompt in enumerate(tokens):
 
         def alone(value: Tensor, hook: Any, row: int = row) -> Tensor:
@@ -65,7 +65,7 @@ def test_states_put_into_equal_prompts_give_what_they_give_in_each_alone(model, 
             return value
 
         expected = model.bridge.run_with_hooks(prompt[None], fwd_hooks=[(stream_hook(model, layer), alone)])
-        torch.testing.assert_close(found[row], expected[0, -last:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[row], expected[0, -3:], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
