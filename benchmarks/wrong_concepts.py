@@ -29,7 +29,7 @@ from mnemo.invented import THROUGH_A_CONCEPT
 from mnemo.scoring import read_truth, with_truth
 from mnemo.study import Effort, Study, extract
 from mnemo.study_concepts import StudyConcepts, study_concepts
-from mnemo.trials import TestedFacts, run_trials
+from mnemo.trials import TestedFacts, rivals_of, run_trials
 from mnemo.verdict import judge, weigh
 
 TRIED = ("through", "through_wrong", "follows", "follows_wrong")
@@ -67,17 +67,9 @@ def through_either(study: Study, *, seed: int = 0) -> pd.DataFrame:
 
 
 def _wrong(known: StudyConcepts, *, seed: int) -> Int[Tensor, " fact"]:
-    """For each fact another concept with its answer that some cue evokes; -1 where there is none."""
-    table, drawn = known.table, torch.rand(len(known.answers), len(known.table), generator=_seeded(seed))
-    possible = (table.answers[None] == known.answers[:, None]) & (known.vectors.counts > 0)
-    read = (known.concepts >= 0).nonzero()[:, 0]
-    possible[read, known.concepts[read]] = False
-    best = torch.where(possible, drawn, -1.0).max(1)
-    return torch.where(best.values >= 0, best.indices, -1)
-
-
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    """For each fact that has a concept another one with its answer that some cue evokes; -1 where there is none."""
+    drawn = torch.rand(len(known.answers), len(known.table), generator=torch.Generator().manual_seed(seed))
+    return rivals_of(known.table, known.vectors.counts, known.answers, known.concepts, drawn)[:, 0]
 
 
 def _through(

@@ -63,7 +63,7 @@ def _starting_at(
     (The bridge's own ``start_at_layer`` computes them all and discards what they give.)
     """
     output = output or model.block_output
-    if output == "unknown":
+    if layer and output == "unknown":
         raise MnemoError(
             f"{model.name}: blocks of {model.bridge.cfg.architecture} cannot be skipped, so no run can start behind "
             "one: use attribute_nodes, or a model of another architecture (GPT-2, Llama, Qwen2 ... style)"

@@ -237,8 +237,9 @@ def _doubts(study: Study, through: pd.DataFrame) -> list[str]:
         "The place where concepts are swapped was chosen on facts that are then judged. q-values pay for that, scores "
         "and intervals do not.",
         "A concept vector carries its answer with it. Where other questions do not follow the concept (look-alikes), a "
-        "swap that works may have moved the answer alone: in organisms, half of the mnemonics would have passed with "
-        "another concept that has their answer. Teaching the concept another answer (--edit) tells which of them it is"
+        "swap that works may have moved the answer alone: in organisms, half of the mnemonics or more would have "
+        "passed with another concept that has their answer. Teaching the concept another answer (--edit) tells which of "
+        "them it is"
         + (", as was done here." if "edit_follows" in judged else "; that was not done here."),
         "Rote means: not through the concept read here, at this place. A route through another concept, or around "
         "this place, is not excluded.",

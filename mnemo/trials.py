@@ -403,7 +403,7 @@ def _same_answer(tested: TestedFacts, draw: _Draws) -> Float[Tensor, " fact"]:
     """Probability of each answer, the mean over swaps to other concepts that have it."""
     table, vectors = tested.table, tested.vectors
     drawn = draw.uniform(torch.arange(len(tested.facts)), len(table))
-    rivals = _rivals(table, vectors.counts, tested.answers, tested.concepts, drawn)
+    rivals = rivals_of(table, vectors.counts, tested.answers, tested.concepts, drawn)
     row, place = (rivals >= 0).nonzero(as_tuple=True)
     rival = rivals[row, place]
     step = vectors.between(tested.facts[row], tested.concepts[row], rival)
@@ -419,14 +419,14 @@ def _same_answer(tested: TestedFacts, draw: _Draws) -> Float[Tensor, " fact"]:
     return kept.nanmean(1)
 
 
-def _rivals(
+def rivals_of(
     table: ConceptTable,
     counts: Int[Tensor, " concept"],
     answers: Int[Tensor, " fact"],
     concepts: Int[Tensor, " fact"],
     drawn: Float[Tensor, "fact concept"],
 ) -> Int[Tensor, "fact rival"]:
-    """Up to RIVALS other concepts with each fact's answer that some cue evokes, those drawn highest; -1 beyond them."""
+    """Return up to RIVALS other concepts with each fact's answer that some cue evokes, drawn highest first; else -1."""
     possible = (table.answers[None] == answers[:, None]) & (counts > 0)
     possible[torch.arange(len(concepts)), concepts] = False
     best = torch.where(possible, drawn, -1.0).topk(min(RIVALS, len(table)), dim=1)

@@ -78,6 +78,12 @@ def test_where_blocks_cannot_be_skipped_every_prompt_runs_whole_and_no_run_start
     torch.testing.assert_close(found, logits_of(model, tokens, change=(2, put)), atol=1e-4, rtol=1e-4)
     with pytest.raises(MnemoError, match="cannot be skipped"):
         run_from(stubborn, 1, torch.zeros(6, LENGTH, model.d_model), tokens)
+    whole: list[Tensor] = []
+    run = model.bridge.run_with_hooks(
+        tokens, fwd_hooks=[(stream_hook(model, 0), lambda value, hook: whole.append(value))]
+    )
+    _, found = run_from(stubborn, 0, whole[0], tokens)  # from the embedding on, nothing is skipped
+    torch.testing.assert_close(found, run[:, -1:], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
