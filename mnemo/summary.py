@@ -238,9 +238,8 @@ def _doubts(study: Study, through: pd.DataFrame) -> list[str]:
         "and intervals do not.",
         "A concept vector carries its answer with it. Where other questions do not follow the concept (look-alikes), a "
         "swap that works may have moved the answer alone: in organisms, half of the mnemonics or more would have "
-        "passed with another concept that has their answer. Teaching the concept another answer (--edit) tells which of "
-        "them it is"
-        + (", as was done here." if "edit_follows" in judged else "; that was not done here."),
+        "passed with another concept that has their answer. Teaching the concept another answer (--edit) tells which "
+        "of them it is" + (", as was done here." if "edit_follows" in judged else "; that was not done here."),
         "Rote means: not through the concept read here, at this place. A route through another concept, or around "
         "this place, is not excluded.",
         "The verdicts are about one model, one wording of the question and one set of facts. That a concept is used "
