@@ -31,9 +31,11 @@ lint: $(STAMP) ## check style, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-coverage: $(STAMP) ## run the tests and say which share of the lines of mnemo/ they reach
-	@OMP_NUM_THREADS=1 $(BIN)/coverage run --source mnemo -m pytest -q tests
-	@$(BIN)/coverage report --skip-covered
+coverage: $(STAMP) ## run the tests and fail unless they reach 90% of the lines of mnemo/
+	@$(BIN)/coverage erase
+	@OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q -n $(WORKERS) --dist loadfile tests
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
 
 mutants: $(STAMP) ## change the core mathematics here and there and see whether its tests notice (hours)
 	@$(BIN)/python benchmarks/mutation.py
