@@ -26,8 +26,9 @@ from mnemo.behaviour import probe_prompts
 from mnemo.concept_vectors import choose_targets
 from mnemo.editing import edit_test
 from mnemo.invented import THROUGH_A_CONCEPT
+from mnemo.looks import Effort
 from mnemo.scoring import read_truth, with_truth
-from mnemo.study import Effort, Study, extract
+from mnemo.study import Study, extract
 from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.trials import TestedFacts, rivals_of, run_trials
 from mnemo.verdict import judge, weigh

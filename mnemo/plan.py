@@ -24,13 +24,13 @@ from mnemo.concepts import LEXICON_CANDIDATES, NULL_STATES, REFERENCES
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet, Task
 from mnemo.libraries import in_one_line, quietly
+from mnemo.looks import QUICK, Effort
 from mnemo.memory import Shape, checked_budget, fit, memory_budget
 from mnemo.model import checked_dtype
 from mnemo.model_source import config_folder, read_tokenizer
 from mnemo.patching import TOKENS_PER_BATCH
 from mnemo.phrases import BEAMS
 from mnemo.prompts import question_and_answer, render
-from mnemo.study import QUICK, Effort
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
 from mnemo.trials import LEAST, RESAMPLED, RIVALS, WITNESSES, directions_beside
@@ -226,14 +226,18 @@ def _runs(
 def _interventions(facts: FactSet, effort: Effort, *, sites: int) -> int:
     """Return the runs of all interventions, after so many sites were compared."""
     having = Counter(fact.answer for fact in facts)
-    tests = SORTS * (1 + len(effort.doses)) * sites
+    tests = SORTS * effort.looks * sites
 
     def runs(others: Sequence[int]) -> int:
         """The same where each fact has so many other concepts to be swapped to."""
         random = directions_beside(min(effort.targets, *others), tests=tests)
         swapped = sum(RESAMPLED + _trials(min(other, effort.targets), random=random) for other in others)
-        dosed = sum(_dosed(min(other, effort.dosed_targets), random=max(1, random // 2)) for other in others)
-        return swapped + len(effort.doses) * dosed
+        few = max(1, random // 2)
+        second, third = (
+            sum(_dosed(min(other, most), random=few) for other in others)
+            for most in (effort.dosed_targets, effort.open_targets)
+        )
+        return swapped + len(effort.doses) * second + bool(effort.doses) * third
 
     return max(runs([len(facts) - having[fact.answer] for fact in facts]), runs([len(having) - 1] * len(facts)))
 

@@ -86,7 +86,7 @@ def print_summary(study: Study, folder: Path) -> None:
 
 
 def swaps_in_words(row: pd.Series) -> str:
-    """Write how often a fact's swaps work, random directions in brackets; after a second look, what that saw."""
+    """Write how often a fact's swaps work, random directions in brackets; after a closer look, what that saw."""
     if pd.isna(row.get("dose")):
         return f"{row['swap_success']:.2f} ({row['swap_control']:.2f})"
     return f"{row['dosed_swap']:.2f} ({row['dosed_control']:.2f}) at dose {row['dose']:g}"

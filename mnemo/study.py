@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -36,6 +36,7 @@ from mnemo.forwards import counted_forwards
 from mnemo.gate import Recalled, gate
 from mnemo.invented import THROUGH_A_CONCEPT, mark_invented
 from mnemo.lenses import Lens
+from mnemo.looks import QUICK, Effort, look_at
 from mnemo.memory import memory_budget
 from mnemo.patching import Site, read_stream
 from mnemo.prompts import Prompt, render
@@ -43,8 +44,8 @@ from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
 from mnemo.tables import write_csv
 from mnemo.tracing import top_path
-from mnemo.trials import TestedFacts, directions_beside, run_dosed_swaps, run_resamples, run_trials, smallest_p
-from mnemo.verdict import FALSE_DISCOVERIES, SORTS, judge, unsettled, weigh, weigh_doses, with_doses
+from mnemo.trials import TestedFacts, directions_beside, smallest_p
+from mnemo.verdict import FALSE_DISCOVERIES, SORTS, judge
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
 
 if TYPE_CHECKING:
@@ -57,31 +58,6 @@ COLUMNS = (
 )  # fmt: skip
 FACTS_PER_CHUNK = 64  # facts between two savings
 _CANNOT_PREDICT = "the task has no concept_recall template, so what a swap should bring cannot be predicted"
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is tried.
-
-    Attributes:
-        targets: other concepts that each fact is swapped to.
-        doses: multiples of the concept vectors, for a second look at facts that the first one does not settle. None
-            above 1: twice a concept moves facts with another route as well, to which the concept says nothing.
-        dosed_targets: other concepts that those are swapped to.
-        sites: candidates for the waypoint.
-        sample: facts that each of those is tried on.
-        paths: facts whose strongest path is traced.
-    """
-
-    targets: int = 8
-    doses: tuple[float, ...] = (0.5, 1.0)
-    dosed_targets: int = 16
-    sites: int = 12
-    sample: int = 128
-    paths: int = 1024
-
-
-QUICK = Effort(targets=4, doses=(), dosed_targets=0, sites=4, sample=64, paths=64)
 
 
 @dataclass(frozen=True)
@@ -443,12 +419,12 @@ class _Extraction:
         contributes = torch.where(agree, concepts, -1)
         support = torch.bincount(concepts[agree], minlength=len(table))
         vectors = concept_vectors(self.model, table, waypoint.states, contributes, site=waypoint.site)
-        most = max(self.effort.targets, self.effort.dosed_targets)
         targets = choose_targets(
-            table, support, answers=recalled.answers, concepts=concepts, n_targets=most, seed=self.seed
-        )
+            table, support, answers=recalled.answers, concepts=concepts, n_targets=self.effort.most_targets,
+            seed=self.seed,
+        )  # fmt: skip
         fewest = int((targets[:, : self.effort.targets] >= 0).sum(1)[concepts >= 0].min())
-        tests = SORTS * (1 + len(self.effort.doses)) * waypoint.tried
+        tests = SORTS * self.effort.looks * waypoint.tried
         random = directions_beside(fewest, tests=tests)
         notes = []
         if fewest and (least := tests * smallest_p(fewest, random)) >= FALSE_DISCOVERIES:
@@ -464,30 +440,12 @@ class _Extraction:
                 self.model, recalled.prompts, rows, recalled.answers[rows], concepts[rows], table, vectors
             )
             make = partial(
-                self._evidence, tested, targets[rows], recalled.probability[rows], sites=waypoint.tried, random=random
-            )
+                look_at, tested, targets[rows], recalled.probability[rows], effort=self.effort, sites=waypoint.tried,
+                random=random, seed=self.seed,
+            )  # fmt: skip
             found.append(parts.get(f"trials-{k:05d}", make).set_axis(rows.tolist()))
         # A fact at which no concept was read has no evidence, and will be unsure.
         return pd.concat(found).reindex(range(len(concepts))), notes
-
-    def _evidence(
-        self,
-        tested: TestedFacts,
-        targets: Int[Tensor, "fact target"],
-        recall: Float[Tensor, " fact"],
-        *,
-        sites: int,
-        random: int,
-    ) -> pd.DataFrame:
-        """What trials of some facts say, with a second look, at several doses, at those that they do not settle."""
-        evidence = weigh(run_trials(tested, targets[:, : self.effort.targets], seed=self.seed, random=random), recall)
-        evidence["resample_drop"] = (recall - run_resamples(tested, seed=self.seed)).numpy()
-        if not (doses := self.effort.doses):
-            return evidence
-        rows = torch.tensor(unsettled(evidence, tests=sites * (1 + len(doses)))).nonzero()[:, 0]
-        others = targets[rows, : self.effort.dosed_targets]
-        again = run_dosed_swaps(tested.only(rows), others, doses=doses, seed=self.seed, random=max(1, random // 2))
-        return with_doses(evidence, weigh_doses(again).set_axis(rows.tolist()), doses=len(doses))
 
     def _edit(
         self,

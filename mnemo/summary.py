@@ -43,7 +43,7 @@ TIERS = {
 CONTROLS = (
     ("swap gives the answer predicted beforehand", "swap_success", "random direction of the same norm",
      "swap_control", "any push of that size would do"),
-    ("a second look, at the clearer of two doses", "dosed_swap", "random direction of the same norm",
+    ("a closer look, at the clearest of its doses", "dosed_swap", "random direction of the same norm",
      "dosed_control", "any push of that size would do"),
     ("mean state plus concept gives the answer: P", "sufficiency", "mean state plus another concept",
      "sufficiency_control", "the rest of the prompt gives the answer away"),

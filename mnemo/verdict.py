@@ -20,7 +20,7 @@ Tier = Literal["mnemonic", "shared-intermediate", "rote", "unsure", "not-recalle
 # above the random directions; as untouched when fewer than a quarter do. Between the two nothing is claimed.
 MOVED, UNTOUCHED = 0.5, 0.25
 FALSE_DISCOVERIES = 0.05
-BEYOND_DOUBT = 0.01  # p-value below which a fact that is moved gets no second look
+BEYOND_DOUBT = 0.01  # p-value below which a fact that is moved gets no closer look
 SORTS = 2  # of vectors that swaps are tried with, those of cues and those of prompts
 # P(mnemonic | strength) = expit(SLOPE * strength - OFFSET), fitted by benchmarks/calibration.py to organisms for
 # development alone (Platt 1999, "Probabilistic outputs for support vector machines").
@@ -99,10 +99,10 @@ def weigh_doses(dosed: DosedSwaps) -> pd.DataFrame:
     Columns:
         dose: that dose. The clearest has the largest smaller one of swaps above their control and sufficiency above
             its own.
+        dosed_targets: to how many other concepts it was swapped.
         dosed_swap, dosed_control, dosed_prompt_swap, dosed_prompt_control, dosed_sufficiency,
         dosed_sufficiency_control, dosed_strength: as in `weigh`, at that dose.
-        dosed_p: Fisher's exact test of swaps against random directions at that dose, of the two sorts of vectors the
-            smaller one, times the number of doses and of sorts (Bonferroni).
+        dosed_p: as `p_value` in `weigh`, at that dose; it does not pay for the number of doses.
     """
     found = []
     for dose, swaps in dosed.by_cues.items():
@@ -112,6 +112,7 @@ def weigh_doses(dosed: DosedSwaps) -> pd.DataFrame:
         rows = pd.DataFrame(
             {
                 "dose": dose,
+                "dosed_targets": by_cues.n,
                 "dosed_swap": by_cues.share,
                 "dosed_control": by_cues.control,
                 "dosed_prompt_swap": by_prompts.share,
@@ -119,19 +120,14 @@ def weigh_doses(dosed: DosedSwaps) -> pd.DataFrame:
                 "dosed_sufficiency": suffices,
                 "dosed_sufficiency_control": given_away,
                 "dosed_strength": _strength(by_cues, by_prompts, suffices - given_away),
-                "dosed_p": np.fmin(by_cues.p_value, by_prompts.p_value),
+                "dosed_p": np.minimum(1, SORTS * np.fmin(by_cues.p_value, by_prompts.p_value)),
                 "clarity": np.fmin(works, suffices - given_away),
             }
         )
         found.append(rows)
-    tests = SORTS * len(found)
     every = pd.concat(found).rename_axis("fact").reset_index()
     clearest = every.sort_values("clarity", ascending=False, kind="stable").drop_duplicates("fact").set_index("fact")
-    return (
-        clearest.sort_index()
-        .assign(dosed_p=lambda rows: np.minimum(1, tests * rows["dosed_p"]))
-        .drop(columns="clarity")
-    )
+    return clearest.sort_index().drop(columns="clarity")
 
 
 @dataclass(frozen=True)
@@ -215,7 +211,7 @@ def calibrated(strength: pd.Series) -> pd.Series:
 
 
 def unsettled(evidence: pd.DataFrame, *, tests: int) -> Bool[np.ndarray, " fact"]:
-    """Return which facts are worth a second look: those not shown beyond doubt, at dose 1, to go through a concept.
+    """Return which facts are worth a closer look: those not shown beyond doubt, at dose 1, to go through a concept.
 
     Args:
         evidence: as `weigh` gives it.
@@ -224,21 +220,31 @@ def unsettled(evidence: pd.DataFrame, *, tests: int) -> Bool[np.ndarray, " fact"
     return ~(carried(evidence) & (evidence["p_value"] * tests < BEYOND_DOUBT)).to_numpy()
 
 
-def with_doses(evidence: pd.DataFrame, dosed: pd.DataFrame, *, doses: int) -> pd.DataFrame:
+def with_doses(evidence: pd.DataFrame, dosed: pd.DataFrame, *, looks: int) -> pd.DataFrame:
     """Return the evidence of `weigh` beside that of `weigh_doses`; `strength` and `p_value` are of both.
 
     Args:
         evidence: as `weigh` gives it.
-        dosed: as `weigh_doses` gives it, for the `unsettled` facts, with the labels that these have in `evidence`.
-        doses: how many doses they were tried at. All facts pay for them in `p_value` (Bonferroni), those too that had
-            no need of them.
+        dosed: as `weigh_doses` gives it, for facts looked at more closely, with the labels that they have in
+            `evidence`.
+        looks: how often a fact may be swapped in all, the first time and at every dose of every closer look. All facts
+            pay for that in `p_value` (Bonferroni), those too that had no need of it.
     """
     both = evidence.join(dosed)
     both["strength"] = both[["strength", "dosed_strength"]].max(axis=1)
-    tests = 1 + doses  # of SORTS each, for which each p-value has paid
-    p_values = [both["p_value"] * tests, both["dosed_p"] * tests / doses]
-    both["p_value"] = np.minimum(1, np.fmin(*p_values))
+    both["p_value"] = np.minimum(1, looks * np.fmin(both["p_value"], both["dosed_p"]))
     return both.drop(columns=["dosed_strength", "dosed_p"])
+
+
+def undecided(evidence: pd.DataFrame, *, tests: int) -> Bool[np.ndarray, " fact"]:
+    """Return which facts a closer look left between the tiers: not shown to go through a concept, yet not untouched.
+
+    Args:
+        evidence: as `with_doses` gives it.
+        tests: by how many its p-values will be multiplied.
+    """
+    shown = (carried(evidence) | _carried_at_dose(evidence)) & (evidence["p_value"] * tests < BEYOND_DOUBT)
+    return ~(shown | _untouched(evidence)).to_numpy()
 
 
 def carried(evidence: pd.DataFrame) -> pd.Series:
@@ -246,9 +252,22 @@ def carried(evidence: pd.DataFrame) -> pd.Series:
     return _carried(evidence, ("swap_success", "swap_control"), ("prompt_swap", "prompt_control"), "sufficiency")
 
 
+def _carried_at_dose(evidence: pd.DataFrame) -> pd.Series:
+    """The same at the clearest dose."""
+    return _carried(
+        evidence, ("dosed_swap", "dosed_control"), ("dosed_prompt_swap", "dosed_prompt_control"), "dosed_sufficiency"
+    )
+
+
 def _carried(evidence: pd.DataFrame, cues: tuple[str, str], prompts: tuple[str, str], suffices: str) -> pd.Series:
     moved = [evidence[swap] - evidence[control] > MOVED for swap, control in (cues, prompts)]
     return (moved[0] | moved[1]) & (evidence[suffices] - evidence[f"{suffices}_control"] > MOVED)
+
+
+def _untouched(evidence: pd.DataFrame) -> pd.Series:
+    """Whether swaps move a fact at no dose; False where none was tried."""
+    swaps = ("swap_success", "prompt_swap", "dosed_swap", "dosed_prompt_swap")
+    return evidence[[name for name in swaps if name in evidence]].max(axis=1) < UNTOUCHED
 
 
 def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) -> pd.DataFrame:
@@ -259,7 +278,7 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
 
     mnemonic: swaps move the answer as predicted, with vectors from cues or from the concepts' own prompts, the concept
     suffices for it, and vectors from prompts do move it (the second hop is the one that the concept's prompt uses);
-    all that in the first trials or, where there was a second look, at its clearest dose.
+    all that in the first trials or, where there was a closer look, at its clearest dose.
     shared-intermediate: all but the last. (Where most cues of a concept do other things beside evoking it, the vectors
     of cues are useless, and those of prompts are not.) Where the concept was edited (`mnemo.editing.edit_test`),
     whether the fact follows decides that last question instead: an edit tests the second hop itself.
@@ -285,18 +304,14 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     if known.any():
         judged.loc[known, "q_value"] = stats.false_discovery_control(judged.loc[known, "p_value"])
     through, same_hop = carried(judged), judged["prompt_swap"] - judged["prompt_control"] > MOVED
-    swaps = judged[["swap_success", "prompt_swap"]]
     if "dose" in judged:
-        at_dose = _carried(
-            judged, ("dosed_swap", "dosed_control"), ("dosed_prompt_swap", "dosed_prompt_control"), "dosed_sufficiency"
-        )
+        at_dose = _carried_at_dose(judged)
         same_hop |= at_dose & (judged["dosed_prompt_swap"] - judged["dosed_prompt_control"] > MOVED)
         through |= at_dose
-        swaps = swaps.join(judged[["dosed_swap", "dosed_prompt_swap"]])
     through &= judged["q_value"] < FALSE_DISCOVERIES
     if "edit_follows" in judged:
         same_hop = same_hop.where(judged["edit_follows"].isna(), judged["edit_follows"] > MOVED)
-    untouched = (swaps.max(axis=1) < UNTOUCHED) & swaps_work
+    untouched = _untouched(judged) & swaps_work
     judged["verdict"] = np.select(
         [through & same_hop, through, untouched], ["mnemonic", "shared-intermediate", "rote"], "unsure"
     )

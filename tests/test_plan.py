@@ -98,7 +98,7 @@ def test_few_concepts_to_swap_to_take_more_random_directions_than_the_swaps_they
         beside.append(random)
         return found
 
-    monkeypatch.setattr("mnemo.study.run_trials", counted)
+    monkeypatch.setattr("mnemo.looks.run_trials", counted)
     mnemo.extract(tmp_path, model=model, facts=facts, quick=True, progress=False)
     stages = {stage.name: stage for stage in plan(tmp_path, facts=facts, quick=True).stages}
     assert min(beside) > 2 * LEAST

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mnemo.trials import LEAST, MOST, UNLIKELY, DosedSwaps, Swaps, Trials, directions_beside, smallest_p
-from mnemo.verdict import carried, judge, unsettled, weigh, weigh_doses, with_doses
+from mnemo.verdict import carried, judge, undecided, unsettled, weigh, weigh_doses, with_doses
 
 ANSWER, OTHER = 5, 9
 
@@ -163,7 +163,8 @@ def test_of_several_doses_the_one_counts_at_which_the_concept_acts_most_clearly(
     row = weigh_doses(dosed({0.5: 2, 0.75: 7, 2.0: 5})).iloc[0]
     assert (row["dose"], row["dosed_swap"], row["dosed_control"], row["dosed_strength"]) == (0.75, 7 / 8, 0, 7 / 8)
     expected = stats.fisher_exact([[7, 1], [0, 16]], alternative="greater").pvalue
-    assert row["dosed_p"] == pytest.approx(6 * expected)  # three doses, two sorts of vectors
+    assert row["dosed_p"] == pytest.approx(2 * expected)  # two sorts of vectors
+    assert row["dosed_targets"] == 8
 
 
 def test_a_dose_at_which_random_directions_do_it_too_is_not_clear():
@@ -187,19 +188,43 @@ def test_a_dose_at_which_random_directions_do_it_too_is_not_clear():
     ],
 )
 def test_a_fact_that_swaps_of_dose_1_leave_alone_may_follow_at_another(given_, verdict):
-    both = with_doses(evidence(hits=0), weigh_doses(dosed(**given_)), doses=2)
+    both = with_doses(evidence(hits=0), weigh_doses(dosed(**given_)), looks=3)
     assert judge(both)["verdict"][0] == verdict
 
 
 def test_every_fact_pays_for_the_doses_and_one_that_had_no_need_of_them_keeps_its_evidence():
     at_1 = pd.concat([evidence(hits=8), evidence(hits=0)], ignore_index=True)
     assert carried(at_1).tolist() == [True, False]
-    both = with_doses(at_1, weigh_doses(dosed({0.5: 6, 2.0: 0})).set_axis([1]), doses=2)
+    both = with_doses(at_1, weigh_doses(dosed({0.5: 6, 2.0: 0})).set_axis([1]), looks=3)
     assert both["strength"].tolist() == [0.875, 0.75]
     p_values = [stats.fisher_exact([[n, 8 - n], [0, 16]], alternative="greater").pvalue for n in (8, 6)]
     assert both["p_value"].tolist() == pytest.approx([6 * p for p in p_values])
     assert judge(both)["verdict"].tolist() == ["mnemonic", "shared-intermediate"]
     assert both["dose"].isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("given_", "undecided_"),
+    [
+        ({"hits": {0.5: 8}}, False),  # shown
+        ({"hits": {0.5: 1}}, False),  # untouched
+        ({"hits": {0.5: 2}}, True),
+        ({"hits": {0.5: 1}, "prompt_hits": 2}, True),
+        ({"hits": {0.5: 4}}, True),
+        ({"hits": {0.5: 8}, "sufficient": 0.25}, True),
+    ],
+)
+def test_what_a_closer_look_neither_shows_nor_rules_out_is_undecided(given_, undecided_):
+    both = with_doses(evidence(hits=0), weigh_doses(dosed(**given_)), looks=2)
+    assert undecided(both, tests=1)[0] == undecided_
+    assert undecided(both.assign(swap_success=0.25), tests=1)[0] == (given_ != {"hits": {0.5: 8}})
+
+
+def test_a_fact_that_is_moved_is_undecided_while_that_may_be_chance():
+    both = with_doses(evidence(hits=0), weigh_doses(dosed({0.5: 6})), looks=2)
+    p = 4 * stats.fisher_exact([[6, 2], [0, 16]], alternative="greater").pvalue
+    enough = int(0.01 / p)
+    assert [undecided(both, tests=n)[0] for n in (enough, enough + 1)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -267,6 +292,14 @@ def test_every_fact_pays_for_the_sites_that_were_tried():
     assert judge(table, sites=3)["p_value"].tolist() == pytest.approx(3 * p)
     assert judge(table, sites=40)["verdict"].tolist() == ["mnemonic", "unsure"]
     assert judge(table, sites=10**9)["p_value"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("control", "moved"), [(0.0, True), (0.3125, True), (0.5, False), (0.75, False)])
+def test_swaps_carry_a_fact_above_what_random_directions_do(control, moved):
+    """All 8 swaps give the predicted answer, and this share of the directions as long gives it too."""
+    row = evidence(hits=8, prompt_hits=0).assign(swap_control=control)
+    assert carried(row)[0] == moved
+    assert carried(row.assign(swap_control=0.0, sufficiency_control=control))[0] == moved
 
 
 def test_a_second_hop_counts_above_what_random_directions_do_to_it():
