@@ -1,12 +1,13 @@
 """Would a wrong concept have done as well? Facts that go through a concept, tried with another that has their answer.
 
     python benchmarks/wrong_concepts.py FOLDER ...           # study folders of organisms, or of any model
+    python benchmarks/wrong_concepts.py FOLDER ... --runs DIR     # reads finished runs, DIR/NAME for a folder NAME
 
 The null that shuffles answers is easy to beat, since a concept with another answer cannot carry a fact. Here each fact
 is tried, in the very same trials at dose 1, through its own concept and through a concept drawn from those that other
 cues evoke and that have its answer. How many facts pass through the wrong one says how often *recalled through it*
 names a concept when all that counts is the answer. Beside it the edit test (`mnemo.editing`): how many facts give the
-new answer that their own concept was taught, and how many that of the wrong one.
+new answer that their own concept was taught, and how many that of the wrong one, after the same training.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import numpy as np
 import pandas as pd
 import torch
 from cases import cell, print_table
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mnemo.behaviour import probe_prompts
 from mnemo.concept_vectors import choose_targets
-from mnemo.editing import edit_test
+from mnemo.editing import Edits, edit_test
+from mnemo.errors import MnemoError
 from mnemo.invented import THROUGH_A_CONCEPT
 from mnemo.looks import Effort
 from mnemo.scoring import read_truth, with_truth
@@ -53,7 +55,7 @@ def through_either(study: Study, *, seed: int = 0) -> pd.DataFrame:
         return pd.DataFrame(columns=["fact_id", "concept", "wrong", *TRIED])
     rows = torch.tensor([known.rows[i] for i in ids])
     recall = torch.tensor(facts.loc[ids, "recall_probability"].to_numpy(np.float32))
-    phrases = known.table.phrases
+    phrases, edits = known.table.phrases, _edits(study, known, seed=seed)
     return pd.DataFrame(
         {
             "fact_id": ids,
@@ -61,8 +63,8 @@ def through_either(study: Study, *, seed: int = 0) -> pd.DataFrame:
             "wrong": [phrases[c] for c in wrong[rows].tolist()],
             "through": _through(study, known, rows, known.concepts, recall, seed=seed),
             "through_wrong": _through(study, known, rows, wrong, recall, seed=seed),
-            "follows": _follows(study, known, known.concepts, seed=seed)[rows],
-            "follows_wrong": _follows(study, known, wrong, seed=seed)[rows],
+            "follows": edits.follows(known.concepts)[rows].numpy(),
+            "follows_wrong": edits.follows(wrong)[rows].numpy(),
         }
     )
 
@@ -93,28 +95,30 @@ def _through(
     return judge(evidence, sites=study.waypoint.tried)["verdict"].isin(THROUGH_A_CONCEPT).tolist()
 
 
-def _follows(
-    study: Study, known: StudyConcepts, concepts: Int[Tensor, " fact"], *, seed: int
-) -> Float[np.ndarray, " fact"]:
+def _edits(study: Study, known: StudyConcepts, *, seed: int) -> Edits:
     assert study.waypoint is not None, "facts are recalled through a concept at a waypoint"
-    edited = edit_test(
+    return edit_test(
         study.model,
         [study.prompt(fact_id) for fact_id in known.rows],
         answers=known.answers,
-        concepts=concepts,
+        concepts=known.concepts,
         table=known.table,
         layer=study.waypoint.site.layer,
         seed=seed,
         keep=probe_prompts(study.model, study.task, known.table.phrases),
         progress=False,
     )
-    return edited["edit_follows"].to_numpy()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", type=Path, nargs="+", metavar="FOLDER", help="study folders")
-    found = {folder.resolve().name: _kinds(folder) for folder in parser.parse_args().studies}
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="finished runs, by the names of the study folders")
+    args = parser.parse_args()
+    try:
+        found = {folder.resolve().name: _kinds(folder, args.runs) for folder in args.studies}
+    except MnemoError as error:
+        parser.exit(2, f"{error}\n")
     print_table(
         [
             "organism",
@@ -133,8 +137,9 @@ def main() -> None:
     )
 
 
-def _kinds(folder: Path) -> pd.DataFrame:
-    study = extract(folder, progress=False)
+def _kinds(folder: Path, runs: Path | None) -> pd.DataFrame:
+    done = runs and runs / folder.resolve().name
+    study = Study.read(done, task=folder) if done else extract(folder, progress=False)
     found = through_either(study)
     truth = folder / "truth.csv"
     if not truth.is_file():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -54,6 +54,56 @@ class EditConfig:
     spared: float = 0.9
 
 
+@dataclass(frozen=True)
+class Edits:
+    """What facts answer after one half of the concepts was taught new answers, and after the other half was.
+
+    Attributes:
+        answers: the facts' own answer tokens.
+        concepts: each fact's concept, -1 for none.
+        new: the answer that each concept was taught.
+        edited: which concepts were taught theirs in each edit.
+        taken: which of these gave it afterwards.
+        said: what each fact answered afterwards.
+        spared: see `EditConfig`.
+    """
+
+    answers: Int[Tensor, " fact"]
+    concepts: Int[Tensor, " fact"]
+    new: Int[Tensor, " concept"]
+    edited: Bool[Tensor, "edit concept"]
+    taken: Bool[Tensor, "edit concept"]
+    said: Int[Tensor, "edit fact"]
+    spared: float
+
+    @property
+    def changed(self) -> Float[Tensor, "edit fact"]:
+        """Whether each fact gives another answer than its own; NaN where its concept was edited."""
+        beside = (self.concepts < 0) | ~self.edited[:, self.concepts]
+        return torch.where(beside, (self.said != self.answers).float(), torch.nan)
+
+    def follows(self, concepts: Int[Tensor, " fact"]) -> Float[Tensor, " fact"]:
+        """Whether each fact gives the new answer of a concept, be it its own or another.
+
+        NaN for -1, where the concept did not take its new answer, where that is the fact's own answer anyway, or where
+        the edit moved facts whose own concepts it left alone, or there are none to tell (see `EditConfig.spared`).
+        """
+        harmless = 1 - self.changed.nanmean(1, keepdim=True) >= self.spared
+        tested = harmless & (concepts >= 0) & self.taken[:, concepts] & (self.new[concepts] != self.answers)
+        return torch.where(tested, (self.said == self.new[concepts]).float(), torch.nan).nanmean(0)
+
+    def table(self) -> pd.DataFrame:
+        """Return a row for each fact.
+
+        Columns:
+            edit_follows: whether it gives its own concept's edited answer, as in `follows`.
+            edit_control: whether its answer changed while only other concepts were edited (the mean over both edits
+                for a fact without a concept).
+        """
+        follows, control = self.follows(self.concepts), self.changed.nanmean(0)
+        return pd.DataFrame({"edit_follows": follows.numpy(), "edit_control": control.numpy()})
+
+
 def edit_test(
     model: Model,
     prompts: Sequence[Prompt],
@@ -66,7 +116,7 @@ def edit_test(
     keep: Sequence[Prompt] = (),
     config: EditConfig = EditConfig(),
     progress: bool = True,
-) -> pd.DataFrame:
+) -> Edits:
     """Give concepts new answers and ask the facts again.
 
     Args:
@@ -81,13 +131,6 @@ def edit_test(
         config: how to train.
         progress: show a progress bar.
 
-    Returns:
-        a row for each fact: `edit_follows`, whether it gives its concept's edited answer (NaN without a concept, where
-        the concept itself did not take its new answer, where that is the fact's own answer anyway, or where the edit
-        moved facts of other concepts too, or there are none to tell: see `EditConfig.spared`), and
-        `edit_control`, whether its answer changed while only other concepts were edited (the mean over both halves for
-        a fact without a concept).
-
     Raises:
         MnemoError: fewer than two concepts or answers to exchange, no block above the waypoint, or shared weights.
     """
@@ -101,26 +144,20 @@ def edit_test(
     order = draw.permutation(len(table))
     new = torch.from_numpy(_other_answers(table.answers.numpy(), draw))
     kept = _top(model, keep)
-    follows, changed = torch.full((len(prompts),), torch.nan), torch.full((2, len(prompts)), torch.nan)
-    halves = (order[: len(order) // 2], order[len(order) // 2 :])
-    for i, half in enumerate(tqdm(halves, desc="editing", unit="half", disable=not progress)):
-        edited = torch.zeros(len(table), dtype=torch.bool)
-        edited[torch.from_numpy(half)] = True
-        targets = torch.cat([torch.where(edited, new, table.answers), kept])
-        said, taken = torch.full((len(prompts),), -1), torch.zeros_like(edited)
+    first = torch.zeros(len(table), dtype=torch.bool)
+    first[order[: len(order) // 2]] = True
+    edited = torch.stack([first, ~first])
+    taken, said = torch.zeros_like(edited), torch.full((2, len(prompts)), -1)
+    for i, half in enumerate(tqdm(edited, desc="editing", unit="half", disable=not progress)):
+        targets = torch.cat([torch.where(half, new, table.answers), kept])
         for rate in config.learning_rates:
             with _edited(trained):
                 _teach(model, trained, [*table.prompts, *keep], targets, rate=rate, config=config)
-                said, about = _top(model, prompts), _top(model, table.prompts)
-            taken = edited & (about == new)
-            if taken.sum() >= config.learned * edited.sum():
+                said[i], about = _top(model, prompts), _top(model, table.prompts)
+            taken[i] = half & (about == new)
+            if taken[i].sum() >= config.learned * half.sum():
                 break
-        tested = (concepts >= 0) & taken[concepts] & (new[concepts] != answers)
-        beside = (concepts < 0) | ~edited[concepts]
-        changed[i, beside] = (said != answers)[beside].float()
-        if beside.any() and 1 - changed[i, beside].mean() >= config.spared:
-            follows[tested] = (said == new[concepts])[tested].float()
-    return pd.DataFrame({"edit_follows": follows.numpy(), "edit_control": changed.nanmean(0).numpy()})
+    return Edits(answers, concepts, new, edited, taken, said, config.spared)
 
 
 def _mlp_parameters(model: Model, *, above: int) -> list[nn.Parameter]:

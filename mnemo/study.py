@@ -468,7 +468,7 @@ class _Extraction:
                 seed=self.seed,
                 keep=probe_prompts(self.model, self.task, table.phrases),
                 progress=self.progress,
-            )
+            ).table()
 
         try:
             found = parts.get("edit", make)

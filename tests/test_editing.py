@@ -10,7 +10,7 @@ import torch
 
 import mnemo
 from mnemo.concept_vectors import ConceptTable, ask_concepts
-from mnemo.editing import EditConfig, _other_answers, edit_test
+from mnemo.editing import EditConfig, Edits, _other_answers, edit_test
 from mnemo.errors import MnemoError
 from mnemo.model import Model
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
@@ -30,12 +30,15 @@ class Case:
     concepts: torch.Tensor
     table: ConceptTable
 
-    def test(self, **changes) -> pd.DataFrame:
+    def edits(self, **changes) -> Edits:
         given = {
             "answers": self.answers, "concepts": self.concepts, "table": self.table, "layer": WAYPOINT, "seed": 0,
             "config": FAST, "progress": False,
         }  # fmt: skip
         return edit_test(self.model, self.prompts, **{**given, **changes})
+
+    def test(self, **changes) -> pd.DataFrame:
+        return self.edits(**changes).table()
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,18 @@ def test_only_facts_that_go_through_their_concept_follow_its_edit(case):
     assert (found["edit_control"] == 0).all()
     for name, p in case.model.bridge.named_parameters():
         assert torch.equal(p, before[name]) and p.grad is None and not p.requires_grad, name
+
+
+def test_the_same_edits_say_whether_facts_follow_other_concepts(case):
+    """Facts that follow an edit of their own concept are no sign that an edit of another one harms the rest."""
+    edits, own = case.edits(), case.concepts
+    others = torch.where(own >= 0, (own + 1) % len(case.table), -1)
+    follows = edits.follows(others)
+    planted = torch.tensor([fact.kind == "mnemonic" for fact in case.world.facts])
+    told = planted & edits.taken.any(0)[others] & (edits.new[others] != edits.answers)
+    apart = told & ~(edits.taken[:, own] & (edits.new[others] == edits.new[own])).any(0)
+    assert apart.sum() >= 8 and (follows[apart] == 0).all()
+    assert follows[~told & planted].isnan().all() and follows[own < 0].isnan().all()
 
 
 def test_a_rate_at_which_the_edit_is_not_learned_is_left_for_the_next(case):

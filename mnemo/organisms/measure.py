@@ -182,7 +182,7 @@ def edit(model: PreTrainedModel, lessons: Lessons, *, layer: int, seed: int) -> 
         ],
         progress=False,
     )
-    by_kind = found.groupby([fact.kind for fact in facts]).mean()
+    by_kind = found.table().groupby([fact.kind for fact in facts]).mean()
     moved = {kind: by_kind["edit_follows"] for kind in ("mnemonic", "decoy", "idle")}
     moved |= {kind: by_kind["edit_control"] for kind in ("rote", "free")}
     return {kind: float(shares[kind]) for kind, shares in moved.items() if kind in shares}
