@@ -423,13 +423,26 @@ def test_the_last_state_reads_as_what_the_model_says(session):
     assert session.detail["tokens"][0]["p"] == pytest.approx(said.max().item(), abs=1e-4)
 
 
-def test_concepts_are_read_as_the_study_read_them(session, compiled_study):
-    """What is read for a click, one fact against some others, agrees with what was read of all facts together."""
+@pytest.mark.parametrize("asked", [True, False])
+def test_concepts_are_read_as_the_study_read_them(compiled_study, asked):
+    """What is read for a click, one fact against some others, agrees with what was read of all facts together.
+
+    So it does where the task has no verbalise template and the phrases of its lexicon are compared.
+    """
     study, world, _ = compiled_study
+    if not asked:
+        study = replace(study, task=study.task.model_copy(update={"verbalise": None}))
     readings, site = Readings(Bench(study)), study.waypoint.site
     planted = [f.fact_id for f in world.facts if f.kind == "mnemonic"][:4]
     found = [readings._read(name, site)[0].phrase for name in planted]
     assert found == [study.readings[name][0].phrase for name in planted]
+
+
+def test_where_a_lens_is_all_that_reads_the_explorer_reads_with_it(compiled_study, fact):
+    study, _, _ = compiled_study
+    bare = replace(study, task=study.task.model_copy(update={"verbalise": None, "concepts": None}))
+    (token, *_) = Readings(Bench(bare))._read(fact.fact_id, study.waypoint.site)
+    assert " " not in token.phrase  # of the concept's three words
 
 
 def test_an_edge_says_how_it_is_read_and_a_path_what_each_step_carries(session, compiled_study, fact):

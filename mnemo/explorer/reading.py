@@ -7,11 +7,12 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from mnemo.concepts import Bank, Others, Reader, ReadsConcepts
+from mnemo.concepts import Others, ReadsConcepts
 from mnemo.errors import MnemoError
 from mnemo.explorer.interventions import Bench
 from mnemo.explorer.places import Place
 from mnemo.patching import Patch, Site, next_logprobs, read_stream
+from mnemo.reading import reader_for
 
 if TYPE_CHECKING:
     import torch
@@ -89,8 +90,10 @@ class Readings:
     def _read(self, fact_id: str, site: Site) -> list[Any]:
         prompt = self.study.prompt(fact_id)
         try:
-            reader, others = self._reader, self.bench.others(fact_id, len(prompt))
-        except MnemoError:  # no way to read concepts in this study, or nothing to compare with
+            others, reader = self.bench.others(fact_id, len(prompt)), self._reader
+        except MnemoError:  # nothing to compare with, or a template that cannot be used
+            return []
+        if reader is None:
             return []
         others = dict(islice(others.items(), REFERENCES))
         states = read_stream(self.model, [prompt, *others.values()], [site.position])[:, site.layer, 0]
@@ -98,13 +101,10 @@ class Readings:
         return reader.read(states[:1], layer=site.layer, facts=facts[:1], others=Others(states[1:], facts[1:]))[0]
 
     @cached_property
-    def _reader(self) -> ReadsConcepts:
-        task, table = self.study.task, self.study.table
-        if task.verbalise is None:
-            concepts = self.bench.concepts.table
-            return Bank(self.model, concepts.phrases, concepts.prompts)
-        cue, *more = table.loc[table["recalled"], "cue"].drop_duplicates()[:2]
-        return Reader.for_task(self.model, task, cue=cue, spare_cue=more[0] if more else None)
+    def _reader(self) -> ReadsConcepts | None:
+        """What the study read with; None where its task has nothing to read with."""
+        reader, _ = reader_for(self.model, self.study.task, list(self.study.recalled_facts().values()))
+        return reader
 
     def _likeliest(self, said: torch.Tensor) -> list[dict[str, Any]]:
         best = said.topk(min(SHOWN, len(said)))
