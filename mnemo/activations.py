@@ -251,7 +251,8 @@ def _post_norm_gain(
     # The norm of a constant is its weights, up to a factor that the projection takes up again.
     weight = norm(torch.ones_like(before[:1, :1]).to(model.dtype)).float()
     shape = before * weight
-    return (weight * (after * shape).sum(-1, keepdim=True) / shape.square().sum(-1, keepdim=True)).to(model.dtype)
+    size = shape.square().sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)  # 0 where nothing is written
+    return (weight * (after * shape).sum(-1, keepdim=True) / size).to(model.dtype)
 
 
 def constants(model: Model, run: Recording) -> Float[Tensor, "fact position d"]:

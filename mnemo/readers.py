@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemo.activations import Recording, require_close
+from mnemo.activations import Recording, contributions, require_close
 from mnemo.blocks import mlp_output, mlp_stream_hook, normalise, normed_together, part_of
 from mnemo.errors import MnemoError
-from mnemo.graph import stream_hook
+from mnemo.graph import seen_by, stream_hook
 from mnemo.partial_runs import run_from
 
 if TYPE_CHECKING:
@@ -79,8 +79,13 @@ def _projection(model: Model, kind: str, layer: int) -> tuple[Float[Tensor, "hea
 def check_readers(model: Model, run: Recording) -> None:
     """Measure, on the last position of a run, that readers are what this module takes them for.
 
+    Args:
+        model: the model.
+        run: a recording of `writer_hooks` and `input_hooks`.
+
     Raises:
-        MnemoError: a query or an MLP's input is not what norm and projection make of the stream.
+        MnemoError: a query or an MLP's input is not what norm and projection make of the stream, or a block runs its
+            parts in parallel and its configuration says otherwise, or the other way round.
     """
     for layer in range(model.n_layers):
         query = run.values[f"blocks.{layer}.attn.hook_q"][:, -1]
@@ -90,9 +95,11 @@ def check_readers(model: Model, run: Recording) -> None:
         read = run.values[f"blocks.{layer}.mlp.hook_in"]
         read = read.view(*run.tokens.shape, -1)[:, -1]
         require_close(model, found, read, f"the MLP's input of block {layer} recomputed from the stream")
-        if not run.values[f"blocks.{layer}.attn.hook_z"].any():
+        stream, first, last = seen(model, run, "q", layer)[:, -1], seen_by(model, "q", layer), slice(-1, None)
+        heads = contributions(model, run.values, some=slice(first, first + model.n_heads), positions=last)
+        if torch.equal(stream + heads[:, 0].sum(1), stream):
             continue  # attention that writes nothing stands beside the MLP as well as before it
-        parallel = torch.equal(seen(model, run, "mlp", layer), seen(model, run, "q", layer))
+        parallel = torch.equal(seen(model, run, "mlp", layer)[:, -1], stream)
         if parallel != bool(model.bridge.cfg.parallel_attn_mlp):
             raise MnemoError(
                 f"{model.name}: block {layer} {'runs' if parallel else 'does not run'} attention and MLP in parallel, "

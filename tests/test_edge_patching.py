@@ -87,6 +87,30 @@ def test_batches_of_any_size_and_a_choice_of_edges_give_the_same(model, monkeypa
     np.testing.assert_allclose(few[kept], whole["score"].values[kept], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("family", "projection"),
+    [("gpt2", "attn.c_proj"), ("gpt_neox", "attention.dense"), ("llama", "attn.o_proj"), ("gemma2", "attn.o_proj")],
+)
+def test_heads_whose_output_is_projected_to_nothing_have_no_edges_and_spoil_none(family, projection):
+    """Such a block's MLP reads the very stream that its attention reads, and is no parallel block for that."""
+    hf, silent = tiny_model(family), [f"h0.{head}" for head in range(4)]
+    with torch.no_grad():
+        for name, weight in hf.named_parameters():
+            if ".0." in name and f"{projection}." in name:
+                weight.zero_()
+    model = load(hf, tokenizer=tiny_tokenizer())
+    pairs = tiny_contrasts(model)[:2]
+    exact = exact_edges(model, pairs)["score"]
+    estimate = attribute_edges(model, pairs, method="attention_corrected", steps=1)["score"]
+    for edges in (exact, estimate, attribute_edges(model, pairs)["score"]):
+        assert np.array_equal(np.isfinite(edges), np.isfinite(exact))
+        assert np.abs(edges.sel(writer=silent)).max() < 1e-4
+        assert np.abs(edges.sel(writer="embed")).max() > 0.01
+    np.testing.assert_allclose(
+        estimate.sel(reader="logits", position=-1).values, exact.sel(reader="logits", position=-1).values, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize("kind", ["q", "k", "v", "mlp"])
 def test_exact_responses_are_those_of_the_block_itself(model, kind):
     """One reader's input moved at one position, the block run on from there, and its output weighed."""
