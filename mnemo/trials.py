@@ -101,19 +101,20 @@ class Trials:
 
 @dataclass(frozen=True)
 class DosedSwaps:
-    """The swaps of some facts at several doses.
+    """The swaps of some facts at one dose.
 
     Attributes:
+        dose: multiple of the vectors that was added.
         predicted: the answer of each target, predicted beforehand; -1 where a fact has fewer.
-        by_cues, by_prompts: the swaps at each dose.
-        sufficient, sufficient_control: as in `Trials`, with that dose of the concept vector.
+        by_cues, by_prompts, sufficient, sufficient_control: as in `Trials`, with that dose of the vectors.
     """
 
+    dose: float
     predicted: Int[Tensor, "fact target"]
-    by_cues: dict[float, Swaps]
-    by_prompts: dict[float, Swaps]
-    sufficient: dict[float, Float[Tensor, " fact"]]
-    sufficient_control: dict[float, Float[Tensor, " fact"]]
+    by_cues: Swaps
+    by_prompts: Swaps
+    sufficient: Float[Tensor, " fact"]
+    sufficient_control: Float[Tensor, " fact"]
 
 
 def directions_beside(targets: int, *, tests: int) -> int:
@@ -170,7 +171,7 @@ def run_trials(tested: TestedFacts, targets: Int[Tensor, "fact target"], *, seed
 
 def run_dosed_swaps(
     tested: TestedFacts, targets: Int[Tensor, "fact target"], *, doses: Sequence[float], seed: int, random: int = 1
-) -> DosedSwaps:
+) -> list[DosedSwaps]:
     """Swap each fact at several doses, with random directions of the same norm beside each swap.
 
     A fact may hold its concept in another amount than the contexts that its vector is made of. The swap of dose 1 then
@@ -182,15 +183,15 @@ def run_dosed_swaps(
     """
     pairs = _Pairs.of(targets, tested.table)
     draw = _Draws.of(tested.facts, seed, stream=1)
-    step, prompt_step = tested.between(pairs), tested.between_prompts(pairs)
-    sufficient = {dose: tested.suffice(targets, dose=dose) for dose in doses}
-    return DosedSwaps(
-        predicted=pairs.table(pairs.wanted, empty=-1),
-        by_cues={dose: tested.swap(pairs, dose * step, draw, random=random) for dose in doses},
-        by_prompts={dose: tested.swap(pairs, dose * prompt_step, draw, random=random) for dose in doses},
-        sufficient={dose: mine for dose, (mine, _) in sufficient.items()},
-        sufficient_control={dose: other for dose, (_, other) in sufficient.items()},
+    predicted = pairs.table(pairs.wanted, empty=-1)
+    by_cues, by_prompts = (  # one sort after the other: in that order each swap draws its directions
+        [tested.swap(pairs, dose * step, draw, random=random) for dose in doses]
+        for step in (tested.between(pairs), tested.between_prompts(pairs))
     )
+    return [
+        DosedSwaps(dose, predicted, cues, prompts, *tested.suffice(targets, dose=dose))
+        for dose, cues, prompts in zip(doses, by_cues, by_prompts, strict=True)
+    ]
 
 
 def run_resamples(tested: TestedFacts, *, seed: int) -> Float[Tensor, " fact"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,7 +94,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
     )
 
 
-def weigh_doses(dosed: DosedSwaps) -> pd.DataFrame:
+def weigh_doses(dosed: Sequence[DosedSwaps]) -> pd.DataFrame:
     """Return the evidence of each fact at the one of the doses at which it is the clearest, a row each.
 
     Columns:
@@ -105,13 +106,13 @@ def weigh_doses(dosed: DosedSwaps) -> pd.DataFrame:
         dosed_p: as `p_value` in `weigh`, at that dose; it does not pay for the number of doses.
     """
     found = []
-    for dose, swaps in dosed.by_cues.items():
-        by_cues, by_prompts = (_counted(s, dosed.predicted) for s in (swaps, dosed.by_prompts[dose]))
-        suffices, given_away = dosed.sufficient[dose].numpy(), dosed.sufficient_control[dose].numpy()
+    for at in dosed:
+        by_cues, by_prompts = (_counted(swaps, at.predicted) for swaps in (at.by_cues, at.by_prompts))
+        suffices, given_away = at.sufficient.numpy(), at.sufficient_control.numpy()
         works = np.fmax(by_cues.share - by_cues.control, by_prompts.share - by_prompts.control)
         rows = pd.DataFrame(
             {
-                "dose": dose,
+                "dose": at.dose,
                 "dosed_targets": by_cues.n,
                 "dosed_swap": by_cues.share,
                 "dosed_control": by_cues.control,

@@ -61,18 +61,19 @@ def masked(swaps: Swaps, gone: torch.Tensor) -> Swaps:
     )
 
 
-def dosed(hits: dict[float, int], *, prompt_hits: int = 0, sufficient: float = 1.0) -> DosedSwaps:
+def dosed(hits: dict[float, int], *, prompt_hits: int = 0, sufficient: float = 1.0) -> list[DosedSwaps]:
     """One fact whose swaps at each dose give the predicted answer so often out of 8; those of prompts `prompt_hits`."""
-    by_cues, by_prompts = (
-        {d: trials(hits=n).by_cues for d, n in counts.items()} for counts in (hits, dict.fromkeys(hits, prompt_hits))
-    )
-    return DosedSwaps(
-        predicted=torch.arange(100, 108)[None],
-        by_cues=by_cues,
-        by_prompts=by_prompts,
-        sufficient=dict.fromkeys(hits, torch.tensor([sufficient])),
-        sufficient_control=dict.fromkeys(hits, torch.tensor([0.125])),
-    )
+    return [
+        DosedSwaps(
+            dose,
+            predicted=torch.arange(100, 108)[None],
+            by_cues=trials(hits=n).by_cues,
+            by_prompts=trials(hits=prompt_hits).by_cues,
+            sufficient=torch.tensor([sufficient]),
+            sufficient_control=torch.tensor([0.125]),
+        )
+        for dose, n in hits.items()
+    ]
 
 
 def evidence(**given_) -> pd.DataFrame:
@@ -168,12 +169,11 @@ def test_of_several_doses_the_one_counts_at_which_the_concept_acts_most_clearly(
 
 
 def test_a_dose_at_which_random_directions_do_it_too_is_not_clear():
-    swaps = dosed({0.5: 6, 2.0: 7})
-    pushed = swaps.by_cues[2.0]
+    clear, pushed = dosed({0.5: 6, 2.0: 7})
     lucky = torch.arange(100, 108)[None, :, None].expand(1, 8, 2).clone()
     lucky[:, 4:] = ANSWER
-    swaps.by_cues[2.0] = dataclasses.replace(pushed, random_top=lucky)
-    row = weigh_doses(swaps).iloc[0]
+    unclear = dataclasses.replace(pushed, by_cues=dataclasses.replace(pushed.by_cues, random_top=lucky))
+    row = weigh_doses([clear, unclear]).iloc[0]
     assert (row["dose"], row["dosed_swap"], row["dosed_control"]) == (0.5, 6 / 8, 0)
 
 
