@@ -21,7 +21,7 @@ from mnemo.activations import values_at
 from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook
-from mnemo.memory import NoMemoryError, Shape, fit, in_pieces, out_of_memory
+from mnemo.memory import NoMemoryError, Shape, attempt, fit, in_pieces
 from mnemo.partial_runs import run_from
 from mnemo.patching import metric
 
@@ -166,17 +166,15 @@ class Line:
 
     def _turn(self, run: Callable[[slice], Tensor], turn: slice) -> Tensor:
         alone = not self._kept
-        try:
-            return run(turn)
-        except (MemoryError, RuntimeError, NoMemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            self._kept.clear()
-            self._most_kept = 1
-            if alone:
-                self.at_once = max(1, (turn.stop - turn.start) // 2)
-                raise
-        return self._turn(run, turn)  # now that the error is gone, with all that it held on to
+        done, found, problem = attempt(run, turn)
+        if done:
+            return found
+        self._kept.clear()
+        self._most_kept = 1
+        if alone:
+            self.at_once = max(1, (turn.stop - turn.start) // 2)
+            raise NoMemoryError(problem)
+        return self._turn(run, turn)
 
     def between(self, name: str, turn: slice) -> Float[Tensor, "node ..."]:
         """Return the points on the line at a hook, those of one turn."""

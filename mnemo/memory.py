@@ -102,7 +102,7 @@ def in_pieces(total: int, at_once: int, run: Callable[[slice], Found]) -> Iterat
     start = 0
     while start < total:
         piece = slice(start, min(start + at_once, total))
-        done, found, problem = _attempt(run, piece)
+        done, found, problem = attempt(run, piece)
         if done:
             yield piece, found
             start = piece.stop
@@ -114,8 +114,11 @@ def in_pieces(total: int, at_once: int, run: Callable[[slice], Found]) -> Iterat
             raise NoMemoryError(problem)
 
 
-def _attempt(run: Callable[[slice], Any], piece: slice) -> tuple[bool, Any, str]:
-    """Run one piece; return whether it fitted. (The error is gone when this returns, with all that it held on to.)"""
+def attempt(run: Callable[[slice], Any], piece: slice) -> tuple[bool, Any, str]:
+    """Run one piece; return whether memory was enough, what `run` returned, and else what the library said.
+
+    (The error is gone when this returns, with all that it held on to.)
+    """
     try:
         return True, run(piece), ""
     except (MemoryError, RuntimeError, NoMemoryError) as error:
