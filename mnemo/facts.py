@@ -22,7 +22,7 @@ from pydantic import Field, PrivateAttr, StrictInt, field_validator, model_valid
 from mnemo.checked import Name, Record, RefusedError, Text
 from mnemo.errors import InputError, MnemoError, did_you_mean
 from mnemo.files import write_text
-from mnemo.textfiles import LINE_END, csv_records, is_folder, read_text
+from mnemo.textfiles import LINE_END, by_column, csv_records, is_folder, read_text
 from mnemo.tokens import shown
 from mnemo.tomlfiles import Inside, read_record
 
@@ -116,14 +116,7 @@ class FactSet(Record):
         most = min(MAX_FACTS, MAX_VALUES // len(header))
         facts: list[Fact] = []
         rows: dict[str, int] = {}
-        for row, values in records:
-            if len(values) != len(header):
-                raise InputError(
-                    f"{len(values)} values for {len(header)} columns: a value that holds a comma goes in double quotes",
-                    file=path,
-                    row=row,
-                )
-            named = dict(zip(header, values, strict=True))
+        for row, named in by_column(records, header, path):
             fact_id, cue, answer = (named.pop(column) for column in _COLUMNS)
             if len(facts) == most:
                 raise InputError(f"more than {most} facts of {len(header)} columns: split the file", file=path, row=row)

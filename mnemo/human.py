@@ -28,7 +28,7 @@ from mnemo.checked import Name, Record, RefusedError, Text
 from mnemo.errors import InputError, MnemoError, did_you_mean
 from mnemo.intervals import grouped_interval
 from mnemo.invented import THROUGH_A_CONCEPT
-from mnemo.textfiles import csv_records, read_text
+from mnemo.textfiles import by_column, csv_records, read_text
 
 if TYPE_CHECKING:
     from mnemo.study import Study
@@ -99,10 +99,7 @@ def read_mnemonics(path: str | Path) -> tuple[HumanMnemonic, ...]:
             f"no such column; the first row should be {','.join(COLUMNS)}", file=path, row=row, column=missing[0]
         )
     found = []
-    for row, values in records:
-        if len(values) != len(header):
-            raise InputError(f"{len(values)} values for {len(header)} columns: quote commas", file=path, row=row)
-        named = dict(zip(header, values, strict=True))
+    for row, named in by_column(records, header, path):
         try:
             found.append(HumanMnemonic(**{column: named[column] for column in COLUMNS}))
         except RefusedError as error:

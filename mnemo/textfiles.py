@@ -120,8 +120,7 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
         columns: those that it must have.
 
     Raises:
-        InputError: what `read_text` and `csv_records` refuse; a column missing or named twice; a row with too many or
-            too few values.
+        InputError: what `read_text`, `csv_records` and `by_column` refuse; a column missing or named twice.
     """
     records = csv_records(read_text(path), path)
     row, header = next(records, (1, []))
@@ -129,10 +128,24 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
         if header.count(column) != 1:
             problem = f"the header should have this column once, it has it {header.count(column)} times"
             raise InputError(problem, file=path, row=row, column=column)
+    yield from by_column(records, header, path)
+
+
+def by_column(
+    records: Iterator[tuple[int, list[str]]], header: Sequence[str], path: Path
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """What `csv_records` gives below a header, by column.
+
+    Raises:
+        InputError: a row with too many or too few values.
+    """
     for row, values in records:
         if len(values) != len(header):
-            problem = f"{len(values)} values for {len(header)} columns: a value with a comma goes in double quotes"
-            raise InputError(problem, file=path, row=row)
+            raise InputError(
+                f"{len(values)} values for {len(header)} columns: a value that holds a comma goes in double quotes",
+                file=path,
+                row=row,
+            )
         yield row, dict(zip(header, values, strict=True))
 
 
