@@ -117,7 +117,7 @@ def edit_test(
     config: EditConfig = EditConfig(),
     progress: bool = True,
 ) -> Edits:
-    """Give concepts new answers and ask the facts again.
+    """Give concepts new answers, half of them at a time, and ask the facts again.
 
     Args:
         model: the model; its weights are as before afterwards, also after an error.
