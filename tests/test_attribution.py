@@ -240,10 +240,12 @@ def test_integrated_activations_of_a_writer_add_up_to_what_patching_it_everywher
         np.testing.assert_allclose(found, expected, rtol=0.03, atol=0.03)
 
 
-def test_edges_of_a_writer_add_up_to_its_node(model):
-    """What a writer does it does through its readers: with plain gradients the sum is exact."""
+@pytest.mark.parametrize("method", ["gradient", "integrated_inputs", "integrated_activations"])
+def test_edges_of_a_writer_add_up_to_its_node(model, method):
+    """What a writer does it does through its readers: with the same gradients the sum is exact."""
     pairs = contrasts(model)[:2]
-    nodes, edges = attribute_nodes(model, pairs), attribute_edges(model, pairs)["score"].sum("reader")
+    nodes, edges = (attribute(model, pairs, method=method, steps=3) for attribute in (attribute_nodes, attribute_edges))
+    edges = edges["score"].sum("reader")
     np.testing.assert_allclose(edges.sel(writer="embed").values, nodes["embed"].values, atol=1e-4)
     for layer in range(model.n_layers):
         np.testing.assert_allclose(
@@ -264,6 +266,25 @@ def test_graddrop_of_two_blocks_leaves_the_lower_one_its_direct_effect(model):
     heads = direct.sel(writer=labels).values + within
     np.testing.assert_allclose(dropped["heads"].sel(layer=0).values, heads, atol=1e-4)
     np.testing.assert_allclose(dropped["mlp"].sel(layer=1).values, plain["mlp"].sel(layer=1).values, atol=1e-4)
+
+
+def test_graddrop_is_the_mean_over_the_blocks_that_are_shut():
+    """No block stands between the highest MLP and the logits, so its score is the same whichever other one is shut."""
+    model = load(tiny_model("gpt2", layers=4), tokenizer=tiny_tokenizer())
+    pairs = contrasts(model)[:2]
+    plain, dropped = (
+        attribute_nodes(model, pairs, graddrop=graddrop)["mlp"].sel(layer=3).values for graddrop in (False, True)
+    )
+    assert abs(plain).max() > 1e-3
+    np.testing.assert_allclose(dropped, plain, atol=1e-5)
+
+
+def test_the_first_stream_is_the_embedding_to_all_that_read_it(model):
+    """A stream is corrected as one writer; of the embedding both kinds of node say the same."""
+    scores = attribute_nodes(model, contrasts(model)[:2], method="attention_corrected", steps=2)
+    found = scores["residual"].sel(stream_layer=0).values
+    assert np.nanmax(abs(found)) > 1e-2
+    np.testing.assert_allclose(found, scores["embed"].values, atol=1e-4)
 
 
 def test_graddrop_of_corrected_edges_leaves_out_the_run_in_which_their_own_block_is_shut():

@@ -131,6 +131,8 @@ def test_a_swap_that_works_straight_through_the_unembedding_is_leakage():
     leaky = dataclasses.replace(given_, direct_top=given_.by_cues.top)
     assert weigh(leaky, torch.tensor([1.0]))["leakage"][0] == 1
     assert evidence(hits=4)["leakage"][0] == 0
+    everywhere = dataclasses.replace(given_, direct_top=given_.predicted)  # where the swap fails there too
+    assert weigh(everywhere, torch.tensor([1.0]))["leakage"][0] == 1
 
 
 def test_targets_that_do_not_exist_count_neither_as_hits_nor_as_trials():
