@@ -15,7 +15,7 @@ from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.graph import Writer
-from mnemo.line import SLOTS
+from mnemo.line import ROUNDING, SLOTS
 from mnemo.model import Model, load
 from mnemo.multipliers import Multipliers, averaged_multipliers
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
@@ -333,6 +333,17 @@ def test_an_mlp_that_looks_at_other_positions_is_refused(dtype):
     model.bridge.blocks[1].mlp.original_component.register_forward_hook(grow)
     with pytest.raises(MnemoError, match="the MLP of block 1 is not a function of the stream at one position"):
         averaged_multipliers(model, pair)
+
+
+def test_what_rounding_explains_at_the_largest_value_is_no_other_position():
+    model = load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
+    pair, least = contrasts(model)[0], ROUNDING[torch.float32] / 2
+
+    def add(module, arguments, written):
+        return written + least * written.abs().max() * (written.shape[-2] > 1)
+
+    model.bridge.blocks[1].mlp.original_component.register_forward_hook(add)
+    averaged_multipliers(model, pair)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
