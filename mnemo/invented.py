@@ -1,8 +1,10 @@
 """Mnemonics that nobody planted: which are real, which only look so, and how many there would be by chance.
 
-A concept vector carries its answer with it, so a cue may seem to go through any concept that has its answer. Three
+A concept vector carries its answer with it, so a cue may seem to go through any concept that has its answer. Four
 things tell look-alikes apart. Entailment: a cue that stands for a concept answers other questions as that concept does,
-and not as other concepts with the same answer do (the control). Swapped to such another concept, a fact that goes
+and not as other concepts with the same answer do (the control). An edit, where concepts were edited: taught another
+answer, a concept takes with it the facts that go through it, and hardly any that go through another one with the answer
+that it had. Swapped to such another concept, a fact that goes
 through concepts keeps its answer. And chance: a concept that a cue evokes has the cue's
 answer now and then by luck, as often as when the answers are shuffled.
 """
@@ -27,10 +29,11 @@ SHUFFLES = 1000
 def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = None) -> pd.Series:
     """Say of each fact that is recalled through a concept whether the model invented that mnemonic.
 
-    ``invented``: nobody gave the cue its concept, and other questions about the cue follow the concept.
-    ``look-alike``: they do not follow it more than other concepts with the same answer.
-    ``unsure``: between the two; or the fact loses its answer when swapped to other concepts that have it; or the task
-    has no probes, or no other concept has the answer.
+    ``invented``: nobody gave the cue its concept, and other questions about the cue follow the concept; or, where they
+    say nothing (the task has no probes, or no other concept has the answer), the fact follows an edit of the concept.
+    ``look-alike``: other questions do not follow it more than other concepts with the same answer, nor the fact an
+    edit.
+    ``unsure``: between the two; or the fact loses its answer when swapped to other concepts that have it.
     ``planted``: a concept that was given. None: not recalled through a concept.
 
     Args:
@@ -40,6 +43,9 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
     through = table["verdict"].isin(THROUGH_A_CONCEPT).to_numpy()
     above = _numbers(table, "entailment") - _numbers(table, "entailment_control")
     kind = np.select([above > FOLLOWS, above < FOLLOWS_NOT], ["invented", "look-alike"], "unsure").astype(object)
+    edited = _numbers(table, "edit_follows") - _numbers(table, "edit_control") > FOLLOWS
+    kind[edited & np.isnan(above)] = "invented"
+    kind[edited & (kind == "look-alike")] = "unsure"
     kind[(kind == "invented") & (_numbers(table, "same_answer") < FOLLOWS)] = "unsure"
     kind[~(np.ones(len(table), bool) if free is None else free)] = "planted"
     kind[~through] = None

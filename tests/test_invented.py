@@ -49,6 +49,19 @@ def test_without_probes_nothing_is_called_invented():
     assert list(mark_invented(table)) == ["unsure", None]
 
 
+def test_an_edit_stands_in_for_questions_and_speaks_against_a_look_alike():
+    table = facts(
+        entailment=[np.nan, np.nan, np.nan, 0.1, 0.1, 0.4, np.nan],
+        edit_follows=[1.0, 1.0, 0.0, 1.0, 0.0, 1.0, np.nan],
+        edit_control=[0.1, 0.6, 0.0, 0.0, 0.0, 0.0, np.nan],
+    )
+    expected = ["invented", "unsure", "unsure", "unsure", "look-alike", "unsure", "unsure"]
+    assert list(mark_invented(table)) == expected
+    assert mark_invented(table.assign(same_answer=0.1))[0] == "unsure"
+    unasked = table.drop(columns=["entailment", "entailment_control"])
+    assert list(mark_invented(unasked)[:3]) == ["invented", "unsure", "unsure"]
+
+
 def test_the_clearest_inventions_come_first_and_planted_ones_not_at_all():
     table = facts(
         invented=["look-alike", "planted", "invented", None, "unsure", "invented"],
