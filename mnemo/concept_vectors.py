@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mnemo.errors import MnemoError
-from mnemo.patching import Site, next_logprobs, read_stream_at_span
+from mnemo.patching import Site, next_logprobs, read_stream_at
 from mnemo.prompts import Prompt, render_if_spelled
 
 if TYPE_CHECKING:
@@ -38,12 +38,16 @@ class ConceptTable:
         answers: the model's own answer for each, as the token that says it in a recall prompt: the prediction for a
             swap, made beforehand.
         confidence: its probability.
+        said: the token that each gives after its own prompt, where that is another spelling of the answer.
+        cue_ends: place of the cue's last token in recall prompts, from their end; None where these are unknown.
     """
 
     phrases: tuple[str, ...]
     prompts: tuple[Prompt, ...]
     answers: Int[Tensor, " concept"]
     confidence: Float[Tensor, " concept"]
+    said: Int[Tensor, " concept"]
+    cue_ends: int | None = None
 
     def __len__(self) -> int:
         return len(self.phrases)
@@ -70,10 +74,12 @@ def ask_concepts(
     confidence = torch.empty(len(prompts))
     for rows, said in next_logprobs(model, list(prompts.values())):
         confidence[rows], answers[rows] = said.exp().max(-1)
+    said = answers
     if as_after is not None and any(prompt.text[-1:] != as_after.text[-1:] for prompt in prompts.values()):
         spelling = {token: _as_after(as_after, token, model) for token in set(answers.tolist())}
         answers = torch.tensor([spelling[token] for token in answers.tolist()])
-    return ConceptTable(tuple(prompts), tuple(prompts.values()), answers, confidence)
+    cue_ends = None if as_after is None else as_after.last - len(as_after)
+    return ConceptTable(tuple(prompts), tuple(prompts.values()), answers, confidence, said, cue_ends)
 
 
 def _as_after(prompt: Prompt, token: int, model: Model) -> int:
@@ -100,8 +106,8 @@ class ConceptVectors:
         mean: grand mean of the facts' states.
         vectors, counts: per concept, the middle of the centred states of the contexts that evoke it, and their number.
         left_out: per fact, the same of its own concept without it (0 where it contributes to none or alone).
-        from_prompts: per concept, the centred state of its own `concept_recall` prompt at the concept's last token:
-            stands in where no context but the tested fact evokes the concept.
+        from_prompts: per concept, the centred state of its own `concept_recall` prompt at the place that is the
+            site's there (see `concept_vectors`): stands in where no context but the tested fact evokes the concept.
         contributes: concept that each fact's state is counted under, -1 for none.
         states: the facts' own states.
     """
@@ -200,6 +206,11 @@ def concept_vectors(
 ) -> ConceptVectors:
     """Collect the vectors of all concepts at a site.
 
+    A concept's own prompt is read where its state is comparable with the facts': at the concept's last token where the
+    site lies at the cue's, and behind it as far from the end as the site does. (At the last token of a prompt, what
+    stands at a concept's is a vector of another sort: put there, it makes facts follow concepts that they do not hold,
+    or leave alone those that they do.)
+
     Args:
         model: the model.
         table: the concepts.
@@ -207,8 +218,16 @@ def concept_vectors(
         contributes: the concept that each fact is a context of, -1 for none.
         site: where the states were read.
     """
-    prompts = read_stream_at_span(model, table.prompts, layer=site.layer)
+    places = [_place_of(site, prompt, cue_ends=table.cue_ends) for prompt in table.prompts]
+    prompts = read_stream_at(model, table.prompts, places, layer=site.layer)
     return ConceptVectors.of(states, contributes, prompts - prompts.mean(0), site=site)
+
+
+def _place_of(site: Site, prompt: Prompt, *, cue_ends: int | None) -> int:
+    """Return the position in a concept's prompt, from its end, that is the site's in recall prompts."""
+    concept_ends = prompt.last - len(prompt)
+    at_cue = site.position <= (concept_ends if cue_ends is None else cue_ends)
+    return concept_ends if at_cue else max(site.position, concept_ends)
 
 
 def geometric_median(points: Float[Tensor, "group point d"]) -> Float[Tensor, "group d"]:

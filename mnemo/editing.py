@@ -132,8 +132,11 @@ def edit_test(
         progress: show a progress bar.
 
     Raises:
-        MnemoError: fewer than two concepts or answers to exchange, no block above the waypoint, or shared weights.
+        MnemoError: fewer than two concepts or answers to exchange, no block above the waypoint, or a model in float16,
+            whose gradients vanish in training.
     """
+    if model.dtype == torch.float16:
+        raise MnemoError("the edit test trains, which float16 is too coarse for: load the model in float32 or bfloat16")
     if len(table) < 2 or len(table.answers.unique()) < 2:
         raise MnemoError(
             f"the edit test exchanges answers of concepts, but there are {len(table)} concepts with "
@@ -143,18 +146,21 @@ def edit_test(
     draw = np.random.default_rng(seed)
     order = draw.permutation(len(table))
     new = torch.from_numpy(_other_answers(table.answers.numpy(), draw))
+    # Prompts of concepts may spell an answer in another way than recall prompts do.
+    asked = dict(zip(table.answers.tolist(), table.said.tolist(), strict=True))
+    taught = torch.tensor([asked[answer] for answer in new.tolist()])
     kept = _top(model, keep)
     first = torch.zeros(len(table), dtype=torch.bool)
     first[order[: len(order) // 2]] = True
     edited = torch.stack([first, ~first])
     taken, said = torch.zeros_like(edited), torch.full((2, len(prompts)), -1)
     for i, half in enumerate(tqdm(edited, desc="editing", unit="half", disable=not progress)):
-        targets = torch.cat([torch.where(half, new, table.answers), kept])
+        targets = torch.cat([torch.where(half, taught, table.said), kept])
         for rate in config.learning_rates:
             with _edited(trained):
                 _teach(model, trained, [*table.prompts, *keep], targets, rate=rate, config=config)
                 said[i], about = _top(model, prompts), _top(model, table.prompts)
-            taken[i] = half & (about == new)
+            taken[i] = half & (about == taught)
             if taken[i].sum() >= config.learned * half.sum():
                 break
     return Edits(answers, concepts, new, edited, taken, said, config.spared)

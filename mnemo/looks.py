@@ -1,8 +1,8 @@
 """How much is tried on each fact, and how closely: a first look at all, closer ones at those that it does not settle.
 
 The second look is at several doses, as a fact may hold its concept in another amount than the cues that its vector is
-made of. The third has so many targets that chance in their choice hardly matters; it is for the few facts that swaps
-move often and not often enough.
+made of. The third, at the clearest of them, has so many targets that chance in their choice hardly matters; it is for
+the few facts that swaps move often and not often enough. Of several looks the closest counts.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemo.trials import run_dosed_swaps, run_resamples, run_trials
-from mnemo.verdict import undecided, unsettled, weigh, weigh_doses, with_doses
+from mnemo.trials import directions_beside, run_dosed_swaps, run_resamples, run_trials
+from mnemo.verdict import SORTS, undecided, unsettled, weigh, weigh_doses, with_doses
 
 if TYPE_CHECKING:
     from mnemo.trials import TestedFacts
@@ -33,7 +33,7 @@ class Effort:
         doses: multiples of the concept vectors, for a closer look at facts that the first one does not settle. None
             above 1: twice a concept moves facts with another route as well, to which the concept says nothing.
         dosed_targets: other concepts that those are swapped to.
-        open_targets: the same for a third look, at the clearest of those doses, at facts that are open even then.
+        open_targets: further ones for a third look, at the clearest of those doses, at facts that are open even then.
         sites: candidates for the waypoint.
         sample: facts that each of those is tried on.
         paths: facts whose strongest path is traced.
@@ -42,20 +42,27 @@ class Effort:
     targets: int = 8
     doses: tuple[float, ...] = (0.5, 0.75, 1.0)
     dosed_targets: int = 16
-    open_targets: int = 64
+    open_targets: int = 48
     sites: int = 12
     sample: int = 128
     paths: int = 1024
 
     @property
     def most_targets(self) -> int:
-        """To how many other concepts a fact may be swapped at once."""
-        return max(self.targets, self.dosed_targets, self.open_targets) if self.doses else self.targets
+        """To how many other concepts a fact may be swapped."""
+        return max(self.targets, self.dosed_targets + self.open_targets) if self.doses else self.targets
 
     @property
     def looks(self) -> int:
-        """How often a fact may be swapped to all of its targets: the first time, at each dose, and the last time."""
+        """How many tests a fact may take: the first look, the second at each dose, and the third.
+
+        The third is one test, as other targets than its own chose its dose.
+        """
         return 1 + len(self.doses) + 1 if self.doses else 1
+
+    def tests(self, sites: int) -> int:
+        """By how many a p-value of either sort of vectors is multiplied, after so many sites were tried."""
+        return SORTS * self.looks * sites
 
 
 QUICK = Effort(targets=4, doses=(), sites=4, sample=64, paths=64)
@@ -68,38 +75,44 @@ def look_at(
     *,
     effort: Effort,
     sites: int,
-    random: int,
+    fewest: int,
     seed: int,
 ) -> pd.DataFrame:
     """Intervene on some facts at one site, as closely as each of them needs.
 
     Args:
         tested: the facts.
-        targets: up to `effort.most_targets` concepts to swap each to, -1 for none; every look takes the first ones.
+        targets: up to `effort.most_targets` concepts to swap each to, -1 for none. The first and the second look take
+            the first ones, the third those behind.
         recall: probability of each fact's answer, untouched.
         effort: how much is tried.
         sites: at how many sites swaps were tried to choose this one, for which p-values pay.
-        random: directions beside each swap; half as many in closer looks.
+        fewest: how many concepts any fact of the study can be swapped to, of those that have any; decides how many
+            random directions stand beside each swap.
         seed: decides random directions.
 
     Returns:
         the evidence of `mnemo.verdict.weigh`, with `resample_drop` and, where there are doses, that of the closest look
         at each fact (`mnemo.verdict.weigh_doses`).
     """
+    tests = effort.tests(sites)
+    random = directions_beside(min(fewest, effort.targets), tests=tests)
     evidence = weigh(run_trials(tested, targets[:, : effort.targets], seed=seed, random=random), recall)
     evidence["resample_drop"] = (recall - run_resamples(tested, seed=seed)).numpy()
     if not effort.doses:
         return evidence
 
-    def closer(facts: Sequence[int], doses: Sequence[float], most: int) -> pd.DataFrame:
-        rows, few = torch.tensor(facts, dtype=torch.long), max(1, random // 2)
-        swaps = run_dosed_swaps(tested.only(rows), targets[rows, :most], doses=doses, seed=seed, random=few)
+    def closer(facts: Sequence[int], doses: Sequence[float], others: slice, seed: int) -> pd.DataFrame:
+        rows, few = torch.tensor(facts, dtype=torch.long), min(fewest, effort.dosed_targets)
+        beside = directions_beside(few, tests=tests, least=1)
+        swaps = run_dosed_swaps(tested.only(rows), targets[rows, others], doses=doses, seed=seed, random=beside)
         return weigh_doses(swaps).set_axis(list(facts))
 
+    before, behind = slice(effort.dosed_targets), slice(effort.dosed_targets, None)
     left = np.flatnonzero(unsettled(evidence, tests=sites * effort.looks)).tolist()
-    second = closer(left, effort.doses, effort.dosed_targets)
+    second = closer(left, effort.doses, before, seed)
     found = with_doses(evidence, second, looks=effort.looks)
-    more = (targets[:, effort.dosed_targets :] >= 0).any(1).numpy()  # else there is nothing that the second did not see
+    more = ((targets[:, behind] >= 0).sum(1) >= effort.dosed_targets).numpy()  # fewer would say less than the second
     still = second.loc[np.flatnonzero(undecided(found, tests=sites) & more)]
-    third = [closer(list(facts.index), [float(dose)], effort.open_targets) for dose, facts in still.groupby("dose")]
+    third = [closer(list(facts.index), [float(dose)], behind, seed + 1) for dose, facts in still.groupby("dose")]
     return with_doses(evidence, pd.concat([second.drop(still.index), *third]), looks=effort.looks)

@@ -131,10 +131,17 @@ def read_stream(
 
 def read_stream_at_span(model: Model, prompts: Sequence[Prompt], *, layer: int) -> Float[Tensor, "prompt d"]:
     """Return each prompt's state after `layer` blocks at the last token of its cue or concept."""
+    return read_stream_at(model, prompts, [prompt.last - len(prompt) for prompt in prompts], layer=layer)
+
+
+def read_stream_at(
+    model: Model, prompts: Sequence[Prompt], positions: Sequence[int], *, layer: int
+) -> Float[Tensor, "prompt d"]:
+    """Return each prompt's state after `layer` blocks at a position of its own, counted from its end."""
     found = torch.empty(len(prompts), model.d_model)
     by_end: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_end.setdefault(prompt.last - len(prompt), []).append(i)
+    for i, position in enumerate(positions):
+        by_end.setdefault(position, []).append(i)
     for position, rows in by_end.items():
         found[rows] = read_stream(model, [prompts[i] for i in rows], [position])[:, layer, 0]
     return found

@@ -45,7 +45,7 @@ from mnemo.records import Parts, run_record
 from mnemo.tables import write_csv
 from mnemo.tracing import top_path
 from mnemo.trials import TestedFacts, directions_beside, smallest_p
-from mnemo.verdict import FALSE_DISCOVERIES, SORTS, judge
+from mnemo.verdict import FALSE_DISCOVERIES, FEWEST, judge
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
 
 if TYPE_CHECKING:
@@ -423,15 +423,19 @@ class _Extraction:
             table, support, answers=recalled.answers, concepts=concepts, n_targets=self.effort.most_targets,
             seed=self.seed,
         )  # fmt: skip
-        fewest = int((targets[:, : self.effort.targets] >= 0).sum(1)[concepts >= 0].min())
-        tests = SORTS * self.effort.looks * waypoint.tried
-        random = directions_beside(fewest, tests=tests)
+        others = (targets >= 0).sum(1)[concepts >= 0]
+        fewest = int(others[others > 0].min()) if others.any() else 0
+        tests, first = self.effort.tests(waypoint.tried), min(fewest, self.effort.targets)
         notes = []
-        if fewest and (least := tests * smallest_p(fewest, random)) >= FALSE_DISCOVERIES:
+        if fewest and (least := tests * smallest_p(first, directions_beside(first, tests=tests))) >= FALSE_DISCOVERIES:
             notes.append(
-                f"some facts can be swapped to {fewest} other concepts only, so that their p-values are at least "
+                f"some facts can be swapped to {first} other concepts only, so that their p-values are at least "
                 f"{least:.2g} and they are never called mnemonic: add facts that evoke other concepts"
             )
+        if 0 < fewest < FEWEST:
+            notes.append(f"facts that can be swapped to fewer than {FEWEST} other concepts are never called rote")
+        if alone := int((others == 0).sum()):
+            notes.append(f"{alone} facts cannot be swapped to any other concept, so nothing is claimed of them")
         found = []
         read = (concepts >= 0).nonzero()[:, 0]
         chunks = read.split(FACTS_PER_CHUNK)
@@ -441,7 +445,7 @@ class _Extraction:
             )
             make = partial(
                 look_at, tested, targets[rows], recalled.probability[rows], effort=self.effort, sites=waypoint.tried,
-                random=random, seed=self.seed,
+                fewest=fewest, seed=self.seed,
             )  # fmt: skip
             found.append(parts.get(f"trials-{k:05d}", make).set_axis(rows.tolist()))
         # A fact at which no concept was read has no evidence, and will be unsure.

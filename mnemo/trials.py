@@ -117,14 +117,15 @@ class DosedSwaps:
     sufficient_control: Float[Tensor, " fact"]
 
 
-def directions_beside(targets: int, *, tests: int) -> int:
+def directions_beside(targets: int, *, tests: int, least: int = LEAST) -> int:
     """Return how many random directions stand beside each swap of a fact to so many targets.
 
     Args:
         targets: how many.
         tests: by how many the p-value will be multiplied.
+        least: how many at least.
     """
-    return next((n for n in range(LEAST, MOST) if tests * smallest_p(targets, n) < UNLIKELY), MOST)
+    return next((n for n in range(least, MOST) if tests * smallest_p(targets, n) < UNLIKELY), MOST)
 
 
 def smallest_p(targets: int, random: int) -> float:
@@ -412,10 +413,12 @@ def _same_answer(tested: TestedFacts, draw: _Draws) -> Float[Tensor, " fact"]:
     kept[row, place] = tested.place(row, tested.state[row] + step, tested.answers[row])[1]
     # Positive control: a rival to which other facts cannot be swapped either says nothing about this one.
     witness = _witnesses(table, vectors, rival, draw.uniform(row, len(vectors.contributes)))
-    seen, to = witness.flatten(), rival[:, None].expand_as(witness).flatten()
+    there = witness >= 0
+    seen, to = witness[there], rival[:, None].expand_as(witness)[there]
     moved = Patch(vectors.site, vectors.states[seen] + vectors.between(seen, vectors.contributes[seen], to))
-    reached = tested.ask(seen, table.answers[to][:, None], moved).logprob[:, 0].exp()
-    useless = reached.view(witness.shape).mean(1) < 0.5
+    reached = torch.full(witness.shape, torch.nan)
+    reached[there] = tested.ask(seen, table.answers[to][:, None], moved).logprob[:, 0].exp()
+    useless = ~(reached.nanmean(1) >= 0.5)  # without a witness nothing is known of it
     kept[row[useless], place[useless]] = torch.nan
     return kept.nanmean(1)
 
@@ -437,10 +440,11 @@ def rivals_of(
 def _witnesses(
     table: ConceptTable, vectors: ConceptVectors, rivals: Int[Tensor, " trial"], drawn: Float[Tensor, "trial fact"]
 ) -> Int[Tensor, "trial witness"]:
-    """Facts with other answers than each rival's, of those that concept vectors are made of: those drawn highest."""
+    """Facts with other answers than each rival's, of those that vectors are made of: those drawn highest, else -1."""
     whose = vectors.contributes
     possible = (whose >= 0) & (table.answers[whose] != table.answers[rivals][:, None])
-    return torch.where(possible, drawn, -1.0).topk(min(WITNESSES, len(whose)), dim=1).indices
+    best = torch.where(possible, drawn, -1.0).topk(min(WITNESSES, len(whose)), dim=1)
+    return torch.where(best.values >= 0, best.indices, -1)
 
 
 def _margin(said: Answers) -> Float[Tensor, " row"]:

@@ -22,7 +22,14 @@ Tier = Literal["mnemonic", "shared-intermediate", "rote", "unsure", "not-recalle
 MOVED, UNTOUCHED = 0.5, 0.25
 FALSE_DISCOVERIES = 0.05
 BEYOND_DOUBT = 0.01  # p-value below which a fact that is moved gets no closer look
+FEWEST = 4  # swaps of a sort, of which none must move a fact, before it is called untouched
 SORTS = 2  # of vectors that swaps are tried with, those of cues and those of prompts
+# Columns of an effect and of its control, in the first look and in closer ones.
+_EFFECTS = {
+    "swap": (("swap_success", "swap_control"), ("dosed_swap", "dosed_control")),
+    "prompt_swap": (("prompt_swap", "prompt_control"), ("dosed_prompt_swap", "dosed_prompt_control")),
+    "sufficiency": (("sufficiency", "sufficiency_control"), ("dosed_sufficiency", "dosed_sufficiency_control")),
+}
 # P(mnemonic | strength) = expit(SLOPE * strength - OFFSET), fitted by benchmarks/calibration.py to organisms for
 # development alone (Platt 1999, "Probabilistic outputs for support vector machines").
 SLOPE, OFFSET = 13.6, 6.3
@@ -32,6 +39,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
     """Return the evidence of each fact, a row each.
 
     Columns:
+        targets: to how many other concepts it was swapped.
         swap_success: share of swaps that give the answer predicted beforehand.
         swap_low, swap_high: its 95% interval (Clopper and Pearson 1934), if swaps of a fact succeed independently.
         leakage: share of the successful swaps that also succeed when the change goes straight to the final norm: there
@@ -71,6 +79,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
     flips = ((trials.by_cues.random_top != trials.answers[:, None, None]) & trials.tried[..., None]).numpy()
     return pd.DataFrame(
         {
+            "targets": by_cues.n,
             "swap_success": by_cues.share,
             "swap_low": low,
             "swap_high": high,
@@ -103,6 +112,7 @@ def weigh_doses(dosed: Sequence[DosedSwaps]) -> pd.DataFrame:
         dosed_targets: to how many other concepts it was swapped.
         dosed_swap, dosed_control, dosed_prompt_swap, dosed_prompt_control, dosed_sufficiency,
         dosed_sufficiency_control, dosed_strength: as in `weigh`, at that dose.
+        dosed_most: the largest share of swaps of a sort that give the predicted answer at any dose.
         dosed_p: as `p_value` in `weigh`, at that dose; it does not pay for the number of doses.
     """
     found = []
@@ -122,11 +132,13 @@ def weigh_doses(dosed: Sequence[DosedSwaps]) -> pd.DataFrame:
                 "dosed_sufficiency_control": given_away,
                 "dosed_strength": _strength(by_cues, by_prompts, suffices - given_away),
                 "dosed_p": np.minimum(1, SORTS * np.fmin(by_cues.p_value, by_prompts.p_value)),
+                "dosed_most": np.fmax(by_cues.share, by_prompts.share),
                 "clarity": np.fmin(works, suffices - given_away),
             }
         )
         found.append(rows)
     every = pd.concat(found).rename_axis("fact").reset_index()
+    every["dosed_most"] = every.groupby("fact")["dosed_most"].transform("max")
     clearest = every.sort_values("clarity", ascending=False, kind="stable").drop_duplicates("fact").set_index("fact")
     return clearest.sort_index().drop(columns="clarity")
 
@@ -222,53 +234,60 @@ def unsettled(evidence: pd.DataFrame, *, tests: int) -> Bool[np.ndarray, " fact"
 
 
 def with_doses(evidence: pd.DataFrame, dosed: pd.DataFrame, *, looks: int) -> pd.DataFrame:
-    """Return the evidence of `weigh` beside that of `weigh_doses`; `strength` and `p_value` are of both.
+    """Return the evidence of `weigh` beside that of `weigh_doses`, whose `strength` counts where there is one.
 
     Args:
         evidence: as `weigh` gives it.
         dosed: as `weigh_doses` gives it, for facts looked at more closely, with the labels that they have in
             `evidence`.
         looks: how often a fact may be swapped in all, the first time and at every dose of every closer look. All facts
-            pay for that in `p_value` (Bonferroni), those too that had no need of it.
+            pay for that in `p_value` (Bonferroni), those too that had no need of it; it is the smaller one of both.
     """
     both = evidence.join(dosed)
-    both["strength"] = both[["strength", "dosed_strength"]].max(axis=1)
+    both["strength"] = both["dosed_strength"].fillna(both["strength"])
     both["p_value"] = np.minimum(1, looks * np.fmin(both["p_value"], both["dosed_p"]))
     return both.drop(columns=["dosed_strength", "dosed_p"])
 
 
 def undecided(evidence: pd.DataFrame, *, tests: int) -> Bool[np.ndarray, " fact"]:
-    """Return which facts a closer look left between the tiers: not shown to go through a concept, yet not untouched.
+    """Return which facts more swaps may settle: neither shown to go through a concept nor untouched, though the concept
+    suffices at the clearest dose, or the first look moved them less than a closer one did.
 
     Args:
         evidence: as `with_doses` gives it.
         tests: by how many its p-values will be multiplied.
     """
-    shown = (carried(evidence) | _carried_at_dose(evidence)) & (evidence["p_value"] * tests < BEYOND_DOUBT)
-    return ~(shown | _untouched(evidence)).to_numpy()
+    shown = carried(evidence) & (evidence["p_value"] * tests < BEYOND_DOUBT)
+    suffices = _above(evidence, "sufficiency") > MOVED
+    hardly = evidence[["swap_success", "prompt_swap"]].max(axis=1) < UNTOUCHED
+    return (~(shown | _untouched(evidence)) & (suffices | hardly)).to_numpy()
 
 
 def carried(evidence: pd.DataFrame) -> pd.Series:
-    """Return whether swaps, of one sort or the other, move each fact and its concept suffices for it, at dose 1."""
-    return _carried(evidence, ("swap_success", "swap_control"), ("prompt_swap", "prompt_control"), "sufficiency")
+    """Return whether swaps, of one sort or the other, move each fact and its concept suffices for it.
+
+    Where there was a closer look, it alone counts: it has more targets, and its dose is the clearest.
+    """
+    swap, prompt_swap, suffices = (_above(evidence, name) for name in ("swap", "prompt_swap", "sufficiency"))
+    return ((swap > MOVED) | (prompt_swap > MOVED)) & (suffices > MOVED)
 
 
-def _carried_at_dose(evidence: pd.DataFrame) -> pd.Series:
-    """The same at the clearest dose."""
-    return _carried(
-        evidence, ("dosed_swap", "dosed_control"), ("dosed_prompt_swap", "dosed_prompt_control"), "dosed_sufficiency"
-    )
-
-
-def _carried(evidence: pd.DataFrame, cues: tuple[str, str], prompts: tuple[str, str], suffices: str) -> pd.Series:
-    moved = [evidence[swap] - evidence[control] > MOVED for swap, control in (cues, prompts)]
-    return (moved[0] | moved[1]) & (evidence[suffices] - evidence[f"{suffices}_control"] > MOVED)
+def _above(evidence: pd.DataFrame, name: str) -> pd.Series:
+    """How far an effect (a key of `_EFFECTS`) is above its control, in the closest look at each fact."""
+    first, closer = _EFFECTS[name]
+    above = evidence[first[0]] - evidence[first[1]]
+    if "dose" not in evidence:
+        return above
+    return (evidence[closer[0]] - evidence[closer[1]]).where(evidence["dose"].notna(), above)
 
 
 def _untouched(evidence: pd.DataFrame) -> pd.Series:
-    """Whether swaps move a fact at no dose; False where none was tried."""
-    swaps = ("swap_success", "prompt_swap", "dosed_swap", "dosed_prompt_swap")
-    return evidence[[name for name in swaps if name in evidence]].max(axis=1) < UNTOUCHED
+    """Whether swaps, so many that this says something, move a fact at no dose."""
+    most, tried = (
+        evidence[[name for name in names if name in evidence]].max(axis=1)
+        for names in (("swap_success", "prompt_swap", "dosed_most"), ("targets", "dosed_targets"))
+    )
+    return (most < UNTOUCHED) & (tried >= FEWEST)
 
 
 def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) -> pd.DataFrame:
@@ -279,11 +298,11 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
 
     mnemonic: swaps move the answer as predicted, with vectors from cues or from the concepts' own prompts, the concept
     suffices for it, and vectors from prompts do move it (the second hop is the one that the concept's prompt uses);
-    all that in the first trials or, where there was a closer look, at its clearest dose.
+    all that in the first trials or, where there was a closer look, in that one, at its clearest dose.
     shared-intermediate: all but the last. (Where most cues of a concept do other things beside evoking it, the vectors
     of cues are useless, and those of prompts are not.) Where the concept was edited (`mnemo.editing.edit_test`),
     whether the fact follows decides that last question instead: an edit tests the second hop itself.
-    rote: moving the concept moves nothing, at any dose; unsure: anything between.
+    rote: moving the concept to at least FEWEST others moves nothing, at any dose; unsure: anything between.
 
     The other controls are evidence to look at and decide nothing here (`mnemo.invented` asks for `same_answer`). In two
     of nine trained organisms `same_answer` fails for a fifth of the planted mnemonics, and over all nine it fails for
@@ -304,12 +323,8 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     judged["q_value"] = np.nan
     if known.any():
         judged.loc[known, "q_value"] = stats.false_discovery_control(judged.loc[known, "p_value"])
-    through, same_hop = carried(judged), judged["prompt_swap"] - judged["prompt_control"] > MOVED
-    if "dose" in judged:
-        at_dose = _carried_at_dose(judged)
-        same_hop |= at_dose & (judged["dosed_prompt_swap"] - judged["dosed_prompt_control"] > MOVED)
-        through |= at_dose
-    through &= judged["q_value"] < FALSE_DISCOVERIES
+    through = carried(judged) & (judged["q_value"] < FALSE_DISCOVERIES)
+    same_hop = _above(judged, "prompt_swap") > MOVED
     if "edit_follows" in judged:
         same_hop = same_hop.where(judged["edit_follows"].isna(), judged["edit_follows"] > MOVED)
     untouched = _untouched(judged) & swaps_work

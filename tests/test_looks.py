@@ -13,12 +13,12 @@ from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
 from mnemo.study import extract
 from mnemo.study_concepts import study_concepts
-from mnemo.trials import TestedFacts, run_dosed_swaps, run_trials
+from mnemo.trials import TestedFacts, directions_beside, run_dosed_swaps, run_trials
 from mnemo.verdict import undecided, unsettled, weigh, weigh_doses, with_doses
 from tests.lexicon import PHRASES
 
-EFFORT = Effort(targets=2, doses=(0.75, 1.0), dosed_targets=4, open_targets=7)
-SITES = 3
+EFFORT = Effort(targets=4, doses=(0.75, 1.0), dosed_targets=4, open_targets=4)
+SITES, FEWEST = 3, 4
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def tested(tmp_path_factory) -> TestedFacts:
     """Facts that swaps move now and then, as a second route holds against them, and a few that they never move."""
     folder = tmp_path_factory.mktemp("half")
     world = build_world(
-        WorldConfig(concepts=10, cues_per_concept=3, decoys=2, idles=2, rotes=2, frees=0, seed=5), PHRASES
+        WorldConfig(concepts=12, cues_per_concept=2, decoys=2, idles=2, rotes=2, frees=0, seed=5), PHRASES
     )
     write_folder(folder, world, *compile_organism(world, mediated=0.5), name="half")
     study = extract(folder, quick=True, progress=False)
@@ -43,42 +43,44 @@ def targets(tested) -> torch.Tensor:
         tested.table, tested.vectors.counts, answers=tested.answers, concepts=tested.concepts,
         n_targets=EFFORT.most_targets, seed=0,
     )  # fmt: skip
-    chosen[::3, 4:] = -1  # every third fact has no more targets than the second look takes
+    chosen[::3, 6:] = -1  # every third fact has hardly more targets than the second look takes
     return chosen
 
 
 @pytest.fixture(scope="module")
 def found(tested, targets) -> pd.DataFrame:
     recall = torch.ones(len(tested.facts))
-    return look_at(tested, targets, recall, effort=EFFORT, sites=SITES, random=2, seed=0)
+    return look_at(tested, targets, recall, effort=EFFORT, sites=SITES, fewest=FEWEST, seed=0)
 
 
 def test_each_fact_is_looked_at_as_closely_as_it_needs(tested, targets, found):
-    """Fact by fact: the third look is for those that the second leaves open, and it is at the second's dose."""
-    seen = set()
+    """Fact by fact: the third look is for those that the second leaves open, at its dose and with other targets."""
+    tests, seen = EFFORT.tests(SITES), set()
     for row in range(len(tested.facts)):
         one, mine, only = tested.only(torch.tensor([row])), targets[[row]], found.iloc[[row]].reset_index(drop=True)
-        first = weigh(run_trials(one, mine[:, :2], seed=0, random=2), torch.ones(1))
+        trials = run_trials(one, mine[:, :4], seed=0, random=directions_beside(4, tests=tests))
+        first = weigh(trials, torch.ones(1))
         if not unsettled(first, tests=SITES * EFFORT.looks)[0]:
             assert only["dose"].isna()[0]
             continue
 
-        def closer(doses, most, one=one, mine=mine):
-            return weigh_doses(run_dosed_swaps(one, mine[:, :most], doses=doses, seed=0, random=1))
+        def closer(doses, others, seed, one=one):
+            beside = directions_beside(4, tests=tests, least=1)
+            return weigh_doses(run_dosed_swaps(one, others, doses=doses, seed=seed, random=beside))
 
-        closest = closer(EFFORT.doses, 4)
+        closest = closer(EFFORT.doses, mine[:, :4], 0)
         open_ = undecided(with_doses(first, closest, looks=EFFORT.looks), tests=SITES)[0]
-        if open_ and mine[0, 4] >= 0:
-            closest = closer([closest["dose"][0]], 7)
-        seen.add((bool(open_), int(closest["dosed_targets"][0])))
+        if open_ and mine[0, 7] >= 0:
+            closest = closer([closest["dose"][0]], mine[:, 4:], 1)
+        seen.add((bool(open_), bool(mine[0, 7] >= 0)))
         expected = with_doses(first, closest, looks=EFFORT.looks)
         pd.testing.assert_frame_equal(only[expected.columns], expected, check_dtype=False, atol=1e-5)
-    assert {(False, 4), (True, 7), (True, 4)} <= seen
+    assert {(True, True), (True, False), (False, True)} <= seen
 
 
 def test_without_doses_there_is_one_look(tested, targets):
-    quick = Effort(targets=2, doses=())
-    assert (quick.looks, quick.most_targets) == (1, 2)
-    found = look_at(tested, targets, torch.ones(len(tested.facts)), effort=quick, sites=SITES, random=2, seed=0)
+    quick = Effort(targets=4, doses=())
+    assert (quick.looks, quick.most_targets) == (1, 4)
+    found = look_at(tested, targets, torch.ones(len(tested.facts)), effort=quick, sites=SITES, fewest=FEWEST, seed=0)
     assert "dose" not in found
     assert EFFORT.looks == 4  # the first, two doses, and the third

@@ -219,7 +219,33 @@ def test_every_fact_pays_for_the_doses_and_one_that_had_no_need_of_them_keeps_it
 def test_what_a_closer_look_neither_shows_nor_rules_out_is_undecided(given_, undecided_):
     both = with_doses(evidence(hits=0), weigh_doses(dosed(**given_)), looks=2)
     assert undecided(both, tests=1)[0] == undecided_
-    assert undecided(both.assign(swap_success=0.25), tests=1)[0] == (given_ != {"hits": {0.5: 8}})
+
+
+@pytest.mark.parametrize(("first", "worth_it"), [(0.125, True), (0.25, False)])
+def test_more_swaps_settle_nothing_where_the_concept_does_not_suffice_and_the_first_look_moved_a_fact(first, worth_it):
+    both = with_doses(evidence(hits=0), weigh_doses(dosed({0.5: 5}, sufficient=0.25)), looks=2)
+    assert undecided(both.assign(swap_success=first), tests=1)[0] == worth_it
+
+
+def test_where_there_was_a_closer_look_that_one_counts():
+    """Five of 8 swaps work in the first look, and 3 of 8 in the second, whatever the p-values are."""
+    both = with_doses(evidence(hits=5), weigh_doses(dosed({1.0: 3}, prompt_hits=3)), looks=2)
+    assert judge(both.assign(p_value=1e-6))["verdict"][0] == "unsure"
+    assert both["strength"][0] == 3 / 8
+    assert judge(both.assign(p_value=1e-6, dose=np.nan))["verdict"][0] == "mnemonic"  # without one the first counts
+
+
+def test_untouched_means_at_all_doses_though_one_of_them_is_the_clearest():
+    swaps = dosed({0.5: 1, 0.75: 5}, sufficient=1.0)
+    swaps[1] = dataclasses.replace(swaps[1], sufficient=torch.tensor([0.125]))  # as clear as its control: no clear dose
+    row = weigh_doses(swaps)
+    assert (row["dose"][0], row["dosed_swap"][0], row["dosed_most"][0]) == (0.5, 1 / 8, 5 / 8)
+    assert judge(with_doses(evidence(hits=0), row, looks=3))["verdict"][0] == "unsure"
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(3, "unsure"), (4, "rote")])
+def test_a_few_swaps_that_move_nothing_make_no_fact_rote(n, verdict):
+    assert judge(evidence(hits=0, n=n))["verdict"][0] == verdict
 
 
 def test_a_fact_that_is_moved_is_undecided_while_that_may_be_chance():
