@@ -35,6 +35,17 @@ STEPS: dict[Method, int] = {
 }  # fmt: skip
 
 
+def checked_direction(direction: str) -> Direction:
+    """Return the direction, which may have been mistyped.
+
+    Raises:
+        MnemoError: it is neither.
+    """
+    if direction not in get_args(Direction):
+        raise MnemoError(f"direction {direction!r} is unknown: use one of {', '.join(get_args(Direction))}")
+    return direction  # pyright: ignore[reportReturnType]
+
+
 @dataclass
 class Batch:
     """Facts of one length, and their two runs: the one that is changed and the one that values come from."""
@@ -182,9 +193,9 @@ def plan_attribution(
     of: Literal["nodes", "edges"],
 ) -> AttributionPlan:
     """Check the options of a call and say which hooks it needs."""
-    for name, value, known in (("method", method, get_args(Method)), ("direction", direction, get_args(Direction))):
-        if value not in known:
-            raise MnemoError(f"{name} {value!r} is unknown: use one of {', '.join(known)}")
+    if method not in get_args(Method):
+        raise MnemoError(f"method {method!r} is unknown: use one of {', '.join(get_args(Method))}")
+    noising = checked_direction(direction) == "noising"
     require_contrasts(model, contrasts)
     chosen: Method = method  # pyright: ignore[reportAssignmentType]
     steps = STEPS[chosen] if steps is None else steps
@@ -206,7 +217,7 @@ def plan_attribution(
         model=model,
         contrasts=contrasts,
         method=chosen,
-        noising=direction == "noising",
+        noising=noising,
         graddrop=graddrop,
         steps=steps,
         metric_fn=metric_fn,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from mnemo.activations import (
     record,
     writer_hooks,
 )
-from mnemo.attribution_runs import Direction
+from mnemo.attribution_runs import Direction, checked_direction
 from mnemo.blocks import normalise
 from mnemo.errors import MnemoError
 from mnemo.graph import Reader, Writer, empty_edges, readers, seen_by, stream_hook, writers
@@ -72,13 +72,12 @@ def exact_edges(
     Raises:
         MnemoError: as `mnemo.attribution.attribute_edges`; `only` at a fact or position that is not there.
     """
+    noising = checked_direction(direction) == "noising"
     require_contrasts(model, contrasts)
-    if direction not in get_args(Direction):
-        raise MnemoError(f"direction {direction!r} is unknown: use one of {', '.join(get_args(Direction))}")
     scores = empty_edges(model, contrasts, ["score"])
     wanted = _wanted(scores, only)
     metrics = torch.empty(2, len(contrasts))
-    sign = -1.0 if direction == "noising" else 1.0
+    sign = -1.0 if noising else 1.0
     with tqdm(total=int(wanted.sum()), desc="exact edges", unit="edge", leave=False, disable=None) as bar:
 
         def patch_all(rows: Tensor, clean: Tensor) -> int:
@@ -86,7 +85,7 @@ def exact_edges(
             corrupt = torch.tensor([c.corrupt.tokens for c in chosen], device=model.device)
             runs = [_record(model, tokens, chosen, metric_fn) for tokens in (clean, corrupt)]
             metrics[:, rows] = torch.stack([run.metric for run in runs]).to(metrics)
-            base, other = runs if direction == "noising" else runs[::-1]
+            base, other = runs if noising else runs[::-1]
             check_readers(model, base)
             values = scores["score"].values
             here = wanted[rows.numpy()][..., -clean.shape[1] :]
@@ -300,6 +299,7 @@ def exact_path(
     Raises:
         MnemoError: edges that are not there or do not follow one another; otherwise as `exact_edges`.
     """
+    noising = checked_direction(direction) == "noising"
     require_contrasts(model, contrasts)
     hops = _hops(model, contrasts, path)
     effect = torch.empty(len(contrasts))
@@ -307,7 +307,7 @@ def exact_path(
     def follow(rows: Tensor, clean: Tensor) -> Tensor:
         chosen = [contrasts[i] for i in rows.tolist()]
         corrupt = torch.tensor([c.corrupt.tokens for c in chosen], device=model.device)
-        pair = (clean, corrupt) if direction == "noising" else (corrupt, clean)
+        pair = (clean, corrupt) if noising else (corrupt, clean)
         base, other = (_record(model, tokens, chosen, metric_fn) for tokens in pair)
         check_readers(model, base)
         first = writers(model).index(hops[0][0])
@@ -318,7 +318,7 @@ def exact_path(
         _, logits = run_from(model, model.n_layers, stream, base.tokens[:, -1:])
         assert logits is not None  # nothing was kept, so it ran to the end
         change = checked_metric(metric_fn, logits, chosen) - base.metric
-        return -change if direction == "noising" else change
+        return -change if noising else change
 
     for rows, change in over_batches(model, [c.clean for c in contrasts], follow):
         effect[rows] = change.to(effect)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -144,14 +145,16 @@ def test_exact_responses_are_those_of_the_block_itself(model, kind):
     torch.testing.assert_close(found[:, :, writer, head, position], expected, atol=1e-4, rtol=1e-3)
 
 
-def test_a_path_through_a_head_is_what_the_head_writes_more(model):
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+def test_a_path_through_a_head_is_what_the_head_writes_more(model, direction):
     """embed -> v of a head in the last block -> logits, put together from hooks of the bridge alone."""
     pairs = tiny_contrasts(model)[:2]
     layer, head, source = model.n_layers - 1, 1, -2
     own = head // (model.n_heads // model.n_kv_heads)
     path = [Edge("embed", f"v{layer}.{own}", source), Edge(f"h{layer}.{head}", "logits", -1)]
-    found = exact_path(model, pairs, path)
+    found = exact_path(model, pairs, path, direction=direction)
     base, other = (recorded(model, pairs, side) for side in ("clean", "corrupt"))
+    base, other = (base, other) if direction == "noising" else (other, base)
     step = differences(model, base, other, some=slice(0, 1))[:, source, 0]
     value = project(model, "v", layer, base.values[stream_hook(model, layer)][:, source] + step)[:, own]
     before = base.values[f"blocks.{layer}.attn.hook_v"].view(*base.tokens.shape, model.n_kv_heads, -1)[:, source, own]
@@ -166,7 +169,8 @@ def test_a_path_through_a_head_is_what_the_head_writes_more(model):
         base.tokens[:, -1:],
     )
     assert logits is not None
-    torch.testing.assert_close(found, base.metric - metric(logits, pairs), atol=1e-4, rtol=1e-3)
+    change = metric(logits, pairs) - base.metric
+    torch.testing.assert_close(found, -change if direction == "noising" else change, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +192,20 @@ def test_paths_that_are_none_are_refused(path, message):
     model = load(tiny_model("llama"), tokenizer=tiny_tokenizer())
     with pytest.raises(MnemoError, match=message):
         exact_path(model, tiny_contrasts(model)[:1], path)
+
+
+def test_mistyped_directions_are_refused_wherever_one_is_given(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of tests: annotations check nothing
+    model = load(tiny_model("llama"), tokenizer=tiny_tokenizer())
+    pairs: Any = tiny_contrasts(model)[:1]
+    typo: Any = {"direction": "denoise"}
+    for call in (
+        lambda: exact_path(model, pairs, [Edge("mlp0", "logits", -1)], **typo),
+        lambda: exact_edges(model, pairs, **typo),
+        lambda: attribute_edges(model, pairs, **typo),
+    ):
+        with pytest.raises(MnemoError, match=r"^direction 'denoise' is unknown: use one of noising, denoising$"):
+            call()
 
 
 def test_choices_of_edges_that_are_not_there_are_refused(model):
