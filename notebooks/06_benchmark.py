@@ -113,8 +113,9 @@ for kind, rate in trained_metrics["false_positives"].items():
 # %% [markdown]
 # ## Calibration
 #
-# `score` is no probability by construction. If it were one, then of the facts with a score near 0.7 some 70% would be mnemonic. The
-# calibration error is the mean gap; nearly all scores lie at the ends, so in the middle there are few facts to say anything about.
+# `score` is a probability fitted to organisms for development: of the facts with a score near 0.7 some 70% should be mnemonic, also
+# in organisms that the fit never saw. The calibration error is the mean gap; nearly all scores lie at the ends, so in the middle there
+# are few facts to say anything about.
 
 # %%
 bins = pd.cut(facts["score"].astype(float), np.linspace(0, 1, 6), include_lowest=True)

@@ -40,7 +40,8 @@ class Questions:
 
     Attributes:
         prompts: what is asked.
-        answers: the first token of each answer, by which recall is measured here as everywhere.
+        answers: the first token of each answer, by which learning is measured. (Facts that the model says whole before
+            it learns are *known*, see `mnemo.gate`.)
     """
 
     prompts: tuple[Prompt, ...]
