@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mnemo.edge_patching import exact_edges
     from mnemo.errors import InputError, MnemoError
     from mnemo.explorer import explore
+    from mnemo.fact_evidence import FactEvidence
     from mnemo.facts import Fact, FactSet, Task
     from mnemo.messages import read_messages
     from mnemo.model import Model, load
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Contrast", "Fact", "FactSet", "InputError", "MnemoError", "Model", "Study", "Task", "Trace", "attribute_edges",
-    "attribute_nodes", "benchmark", "concept_trajectories", "data_path", "dose_curves", "exact_edges", "explore",
-    "extract", "faithfulness", "load", "make_contrasts", "read_messages", "rerun", "run_sweep", "top_edges", "trace",
-    "verify",
+    "Contrast", "Fact", "FactEvidence", "FactSet", "InputError", "MnemoError", "Model", "Study", "Task", "Trace",
+    "attribute_edges", "attribute_nodes", "benchmark", "concept_trajectories", "data_path", "dose_curves",
+    "exact_edges", "explore", "extract", "faithfulness", "load", "make_contrasts", "read_messages", "rerun",
+    "run_sweep", "top_edges", "trace", "verify",
 ]  # fmt: skip
 
 # torch and transformers take seconds to import: a name is imported when it is first used. No module may have the name
@@ -39,10 +40,10 @@ _HOME = {
     "attribute_edges": "attribution", "attribute_nodes": "attribution", "benchmark": "scoring",
     "Contrast": "contrasts", "make_contrasts": "contrasts", "data_path": "datasets", "dose_curves": "doses",
     "faithfulness": "edge_circuits", "exact_edges": "edge_patching", "explore": "explorer", "InputError": "errors",
-    "MnemoError": "errors", "Fact": "facts", "FactSet": "facts", "Task": "facts", "Model": "model", "load": "model",
-    "read_messages": "messages", "rerun": "repeat", "run_sweep": "cluster", "Study": "study", "extract": "study",
-    "Trace": "tracing", "trace": "tracing", "concept_trajectories": "trajectories", "top_edges": "verification",
-    "verify": "verification",
+    "MnemoError": "errors", "FactEvidence": "fact_evidence", "Fact": "facts", "FactSet": "facts", "Task": "facts",
+    "Model": "model", "load": "model", "read_messages": "messages", "rerun": "repeat", "run_sweep": "cluster",
+    "Study": "study", "extract": "study", "Trace": "tracing", "trace": "tracing",
+    "concept_trajectories": "trajectories", "top_edges": "verification", "verify": "verification",
 }  # fmt: skip
 
 

@@ -40,6 +40,12 @@ def test_every_public_name_is_in_the_reference(name):
     assert f"{thing.__module__}.{name}" in documented()
 
 
+def test_what_is_said_to_be_imported_from_the_package_is():
+    text = (DOCS / "api" / "main.md").read_text(encoding="utf-8")
+    promised = re.findall(r"^::: \S+\.(\S+)$", text, flags=re.MULTILINE)
+    assert sorted(promised) == mnemo.__all__
+
+
 def test_no_module_takes_the_place_of_a_public_name():
     """Importing ``mnemo.x`` makes it ``mnemo.x``, whatever the package gave under that name before."""
     assert not [name for name in mnemo.__all__ if importlib.util.find_spec(f"mnemo.{name}")]
