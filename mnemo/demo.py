@@ -115,7 +115,7 @@ def _about_free(facts: pd.DataFrame, shown: Sequence[Shown], *, seed: int) -> st
         f"\n[bold]Invented?[/bold] Nobody gave {plain(cue)} a concept. Of {count['facts']} such free facts "
         f"{count['matches']:.0%} evoke a concept that has their answer; with shuffled answers {shuffled['mean']:.0%} "
         f"do (at most {shuffled['max']:.0%} in 1000 shuffles, p = {count['p_value']:.1g}). "
-        f"{count['verdicts']} are judged mnemonic.\nA concept vector carries its answer with it, so look at the other "
-        f"questions: matching cues answer {follow['entailment']:.0%} of them as their concept does, and "
+        f"{count['verdicts']} are recalled through a concept.\nA concept vector carries its answer with it, so look at "
+        f"the other questions: matching cues answer {follow['entailment']:.0%} of them as their concept does, and "
         f"{follow['entailment_control']:.0%} as other concepts with the same answer do.\n"
     )

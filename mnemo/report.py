@@ -109,7 +109,8 @@ def print_metrics(metrics: dict[str, Any], folder: Path) -> None:
     for column in ("swap_success", "swap_control"):
         other.add_row(column, *(_interval(metrics["swap"][kind][column]) for kind in kinds))
     false = metrics["false_positives"]
-    other.add_row("judged mnemonic though not", *(_interval(false[kind]) if kind in false else "" for kind in kinds))
+    wrongly = (_interval(false[kind]) if kind in false else "" for kind in kinds)
+    other.add_row("judged recalled through a concept", *wrongly)
     console.print(other)
     console.print(
         f"concept exact {_interval(metrics['concept_exact'])}   balanced accuracy "

@@ -108,7 +108,7 @@ ax = plot.verdict_overview(facts, kinds=list(facts["kind"]))
 
 # %%
 for kind, rate in trained_metrics["false_positives"].items():
-    print(f"{kind}: {rate['value']:.3f} called mnemonic [{rate['low']:.3f}, {rate['high']:.3f}]")
+    print(f"{kind}: {rate['value']:.3f} judged recalled through a concept [{rate['low']:.3f}, {rate['high']:.3f}]")
 
 # %% [markdown]
 # ## Calibration
