@@ -1,16 +1,20 @@
-"""The command line: 0 on success, 2 with one line on bad input, never a traceback for a user's mistake."""
+"""The command line. Exit codes: 0 on success, 2 with one line on bad input, never a traceback for a user's mistake.
+
+Also 1 where `rerun` finds a difference, and 130 after an interruption.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
 from mnemo.errors import MnemoError, visible
 from mnemo.libraries import first_line
+from mnemo.organisms.families import Family
 
 # Read when torch is first imported. Threads that spin while they wait for a core which something else holds make small
 # models several times slower.
@@ -58,6 +62,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Fewer interventions for ea
 Edit = Annotated[bool, typer.Option("--edit", help="Also teach concepts new answers and see who follows (minutes).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run left in --out.")]
 MemoryGb = Annotated[float | None, typer.Option(help="Memory that a run may take besides the model, else 2 GB.")]
+Arch = Annotated[str, typer.Option(help=f"Family of models: {', '.join(get_args(Family))}.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Decides every draw.")]
 
 
@@ -131,8 +136,8 @@ def trace_command(
     model: ModelName = None,
     contrast_cue: Annotated[str | None, typer.Option(help="Cue of the fact to compare it with, else drawn.")] = None,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="Paths to list.")] = 50,
-    doses: Annotated[
-        bool, typer.Option("--doses/--no-doses", help="Also read its concept and intervene on it (see --run).")
+    evidence: Annotated[
+        bool, typer.Option("--evidence/--no-evidence", help="Also read its concept and intervene on it (see --run).")
     ] = True,
     run: Annotated[
         Path | None,
@@ -167,13 +172,13 @@ def trace_command(
         remove_evidence(folder)
         found.write(folder)
         print_trace(found, folder)
-        if not doses:
+        if not evidence:
             return
         if study is None:
             study = extract(task, model=chosen, quick=True, seed=seed, memory_gb=memory_gb)
-        evidence = FactEvidence.of(study, found.fact_id, seed=seed)
-        evidence.write(folder)
-        print_evidence(evidence, folder, run=run)
+        collected = FactEvidence.of(study, found.fact_id, seed=seed)
+        collected.write(folder)
+        print_evidence(collected, folder, run=run)
 
 
 @app.command("sweep")
@@ -250,7 +255,7 @@ def learn_command(
 @organism_app.command("base")
 def organism_base(
     out: Annotated[Path, typer.Argument(metavar="OUT", callback=_place, help="Study folder to make.")],
-    arch: Annotated[str, typer.Option(help="gpt2, llama or qwen2.")] = "gpt2",
+    arch: Arch = "gpt2",
     seed: Seed = 0,
 ) -> None:
     """Train an organism that knows concepts and what codes stand for, but no code's answer: something to teach."""
@@ -268,7 +273,7 @@ def plan_command(
     dtype: Dtype = None,
     memory_gb: MemoryGb = None,
 ) -> None:
-    """Say what extract will take: forwards, memory and time of each stage, from the model's config.json alone."""
+    """Say what extract (without --edit) will take: forwards, memory and time of each stage, from config.json alone."""
     from mnemo.plan import plan
     from mnemo.report import print_plan
 
@@ -280,7 +285,7 @@ def organism_train(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", callback=_place, help="Study folder to make; an unfinished one goes on.")
     ],
-    arch: Annotated[str, typer.Option(help="gpt2, llama or qwen2.")] = "gpt2",
+    arch: Arch = "gpt2",
     seed: Seed = 0,
     steps: Annotated[int | None, typer.Option(help="Training steps, instead of the recipe's.")] = None,
     cue_tokens: Annotated[int, typer.Option(help="Tokens of a code, 1 to 3.")] = 3,
@@ -350,7 +355,8 @@ def main() -> None:
         _fail(f"{message} (see mnemo --help)")
     except (typer.Abort, KeyboardInterrupt):
         print(
-            "mnemo: interrupted; extract, benchmark and learn go on with --resume, the others by themselves",
+            "mnemo: interrupted; extract, benchmark and learn go on with --resume, sweep and organism train when "
+            "they are started again; the others begin anew",
             file=sys.stderr,
             flush=True,
         )

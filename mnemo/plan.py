@@ -104,7 +104,7 @@ def plan(
     dtype: str | torch.dtype | None = None,
     memory_gb: float | None = None,
 ) -> Plan:
-    """Say what `mnemo.extract` will take.
+    """Say what `mnemo.extract` (without ``edit=True``) will take.
 
     Args:
         task: a study folder, its task.toml, or a task.

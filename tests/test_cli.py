@@ -121,9 +121,8 @@ def test_memory_that_runs_out_anywhere_is_one_line_and_exit_code_2(monkeypatch, 
     assert said.startswith("mnemo: out of memory (") and len(said.splitlines()) == 1
 
 
-def test_importing_mnemo_loads_no_heavy_library():
-    code = (
-        "import mnemo, sys; print([m for m in ('torch', 'transformers', 'pandas', 'matplotlib') if m in sys.modules])"
-    )
+def test_importing_mnemo_and_its_commands_loads_no_heavy_library():
+    heavy = ("torch", "transformers", "pandas", "matplotlib")
+    code = f"import mnemo.cli, sys; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

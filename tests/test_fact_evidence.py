@@ -90,8 +90,8 @@ def test_a_trace_alone_leaves_no_evidence_of_an_earlier_fact(compiled_study, out
     _, world, folder = compiled_study
     for name in FILES:
         (tmp_path / name).write_text("of another fact")
-    asked = ("trace", folder, "--cue", world.facts[0].cue, "--run", out, "--top", "3", "--no-doses", "--out", tmp_path)
-    assert run(monkeypatch, *asked) == 0
+    asked = ("trace", folder, "--cue", world.facts[0].cue, "--run", out, "--top", "3", "--out", tmp_path)
+    assert run(monkeypatch, *asked, "--no-evidence") == 0
     assert "graph.json" in capsys.readouterr().out.replace("\n", "")  # a line may break anywhere in a path
     left = {file.name for file in tmp_path.iterdir()}
     assert "graph.json" in left and not left & set(FILES)

@@ -325,7 +325,7 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_writes_a_trace_and_says_what_it_found(tmp_path):
-    done = run(ORGANISM, "--cue", "VA==", "--top", "7", "--no-doses", "--out", tmp_path / "out", cwd=tmp_path)
+    done = run(ORGANISM, "--cue", "VA==", "--top", "7", "--no-evidence", "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = Trace.read(tmp_path / "out")
     assert len(written.paths) == 7

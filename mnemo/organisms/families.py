@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-import torch
-
 from mnemo.errors import MnemoError
 
 if TYPE_CHECKING:
@@ -24,6 +22,8 @@ def new_model(family: Family, *, vocab_size: int, d_model: int, layers: int, hea
     Raises:
         MnemoError: an unknown family.
     """
+    import torch  # here, because the command line reads the names of families before it does anything
+
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.manual_seed(seed)
         return _decoder(family, vocab_size=vocab_size, d_model=d_model, layers=layers, heads=heads)
