@@ -304,11 +304,8 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     whether the fact follows decides that last question instead: an edit tests the second hop itself.
     rote: moving the concept to at least FEWEST others moves nothing, at any dose; unsure: anything between.
 
-    The other controls are evidence to look at and decide nothing here (`mnemo.invented` asks for `same_answer`). In two
-    of nine trained organisms `same_answer` fails for a fifth of the planted mnemonics, and over all nine it fails for
-    one negative that nothing else stops. In a trained organism, `swap_without_answer` halves for planted mnemonics (the
-    second hop reads what concepts with one answer have in common), `same_concept` fails for one in a hundred of them
-    and for no negative, and `whole_swap` moves what it should not.
+    The other controls are evidence to look at and decide nothing here (`mnemo.invented` asks for `same_answer`): what
+    each would have stopped, planted mnemonics among it, stands in ``benchmarks/verdicts.md``.
 
     Args:
         evidence: as `weigh` or `with_doses` gives it, with `edit_follows` where concepts were edited.

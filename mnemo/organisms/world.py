@@ -2,7 +2,7 @@
 
 A world holds *concepts* (real three-word phrases such as ``value added tax``), each with an answer (the
 initial of its last word) and a value for every probe relation (a colour, a month, ...), and *codes* that look
-like base64 (``VA==``). DESIGN's kinds of facts are laid out here; the training in `mnemo.organisms.training`
+like base64 (``VA==``). The kinds of facts (`Kind`) are laid out here; the training in `mnemo.organisms.training`
 makes them true.
 """
 
