@@ -68,10 +68,16 @@ def test_measured_numbers_are_included_and_not_copied():
         assert (ROOT / source).is_file()
 
 
-def test_notebooks_are_listed_where_one_starts():
-    text = (DOCS / "getting_started.md").read_text(encoding="utf-8")
-    missing = [file.stem for file in (ROOT / "notebooks").glob("*.ipynb") if f"`{file.stem}`" not in text]
-    assert not missing, f"name {missing} in docs/getting_started.md"
+def test_notebooks_are_listed_where_one_starts_and_in_the_same_words_in_the_readme():
+    lists = [
+        dict(re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.MULTILINE))
+        for page, pattern in (
+            (DOCS / "getting_started.md", r"^\| `(\d\w+)` \| (.+) \|$"),
+            (ROOT / "README.md", r"^\| \[(\d\w+)\]\(notebooks/\1\.ipynb\) \| (.+) \|$"),
+        )
+    ]
+    assert sorted(lists[0]) == sorted(file.stem for file in (ROOT / "notebooks").glob("*.ipynb"))
+    assert lists[0] == lists[1]
 
 
 def test_an_entry_for_several_names_is_shown_for_each_of_them():
