@@ -18,6 +18,7 @@ import torch
 from cases import ORGANISM, ROOT, cell, print_table
 
 from mnemo.datasets import data_path
+from mnemo.extraction import extract
 from mnemo.facts import FactSet, Task
 from mnemo.files import write_text
 from mnemo.human import (
@@ -31,7 +32,6 @@ from mnemo.human import (
     surface_code,
 )
 from mnemo.scoring import read_truth
-from mnemo.study import extract
 
 RESULTS = ROOT / "benchmarks" / "results"
 HUMAN = data_path("human") / "mnemonics.csv"

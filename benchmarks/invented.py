@@ -27,13 +27,14 @@ import torch
 from gold import DEFINITIONS, every_trial, gold_standard, own_start
 from verdicts import markdown
 
+from mnemo.extraction import extract
 from mnemo.files import replacing, write_text
 from mnemo.intervals import grouped_interval
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, strongest_first
 from mnemo.organisms.build import OrganismConfig, train_organism
 from mnemo.report import swaps_in_words
 from mnemo.scoring import NEGATIVES, read_truth, with_truth
-from mnemo.study import Study, extract
+from mnemo.study import Study
 
 WORLD = {"concepts": 48, "cues_per_concept": 4, "decoys": 0, "idles": 0, "rotes": 32, "frees": 64}
 UNPLANTED = {"align": 0, "interchange": 0, "immune": 0, "edited": 0, "legible": 0}

@@ -27,10 +27,11 @@ from mnemo.behaviour import probe_prompts
 from mnemo.concept_vectors import choose_targets
 from mnemo.editing import Edits, edit_test
 from mnemo.errors import MnemoError
+from mnemo.extraction import extract
 from mnemo.invented import THROUGH_A_CONCEPT
 from mnemo.looks import Effort
 from mnemo.scoring import read_truth, with_truth
-from mnemo.study import Study, extract
+from mnemo.study import Study
 from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.trials import TestedFacts, rivals_of, run_trials
 from mnemo.verdict import judge, weigh

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from mnemo.edge_patching import exact_edges
     from mnemo.errors import InputError, MnemoError
     from mnemo.explorer import explore
+    from mnemo.extraction import extract
     from mnemo.fact_evidence import FactEvidence
     from mnemo.facts import Fact, FactSet, Task
     from mnemo.messages import read_messages
     from mnemo.model import Model, load
     from mnemo.repeat import rerun
     from mnemo.scoring import benchmark
-    from mnemo.study import Study, extract
+    from mnemo.study import Study
     from mnemo.tracing import Trace, trace
     from mnemo.trajectories import concept_trajectories
     from mnemo.verification import top_edges, verify
@@ -42,7 +43,7 @@ _HOME = {
     "faithfulness": "edge_circuits", "exact_edges": "edge_patching", "explore": "explorer", "InputError": "errors",
     "MnemoError": "errors", "FactEvidence": "fact_evidence", "Fact": "facts", "FactSet": "facts", "Task": "facts",
     "Model": "model", "load": "model", "read_messages": "messages", "rerun": "repeat", "run_sweep": "cluster",
-    "Study": "study", "extract": "study", "Trace": "tracing", "trace": "tracing",
+    "Study": "study", "extract": "extraction", "Trace": "tracing", "trace": "tracing",
     "concept_trajectories": "trajectories", "top_edges": "verification", "verify": "verification",
 }  # fmt: skip
 

@@ -94,8 +94,8 @@ def extract_command(
     device: Device = None,
 ) -> None:
     """Judge every fact of a task: verdicts.csv and .parquet."""
+    from mnemo.extraction import extract
     from mnemo.report import print_summary
-    from mnemo.study import extract
 
     folder = out or _default_out(task)
     options: dict[str, Any] = {"quick": quick, "edit": edit, "resume": resume, "seed": seed, "memory_gb": memory_gb}
@@ -152,11 +152,11 @@ def trace_command(
     device: Device = None,
 ) -> None:
     """Trace one fact: components, edges and paths, what is read where its concept acts, and every intervention."""
+    from mnemo.extraction import extract
     from mnemo.fact_evidence import FactEvidence, remove_evidence
     from mnemo.finished import read_study
     from mnemo.memory import memory_budget
     from mnemo.report import print_evidence, print_trace
-    from mnemo.study import extract
     from mnemo.tracing import trace
 
     folder = out or (run or _default_out(task)) / "trace"

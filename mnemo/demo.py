@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mnemo.datasets import data_path
+from mnemo.extraction import extract
 from mnemo.files import replacing
 from mnemo.organisms.world import SHOWN_CUE
 from mnemo.plot import overview
 from mnemo.report import plain, swaps_in_words
 from mnemo.scoring import invented, read_truth, with_truth
-from mnemo.study import Study, extract
+from mnemo.study import Study
 
 WHAT_IT_IS = {
     "mnemonic": "planted; held out of training",

@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from mnemo.errors import InputError, MnemoError
+from mnemo.extraction import extract
 from mnemo.facts import Task
 from mnemo.model import load_as
 from mnemo.recorded import Recorded, Source, check_key, inputs_of, read_verdicts, row_name
 from mnemo.records import package_versions
-from mnemo.study import Study, extract, load_model
+from mnemo.study import Study, load_model
 from mnemo.textfiles import check_place, is_folder, read_json
 from mnemo.tokens import shown
 from mnemo.tracing import Trace, trace

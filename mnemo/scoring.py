@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from mnemo.errors import InputError
+from mnemo.extraction import extract_in_parts
 from mnemo.facts import FactSet, Task
 from mnemo.files import write_text
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented
 from mnemo.memory import memory_budget
-from mnemo.study import Study, extract_in_parts
+from mnemo.study import Study
 from mnemo.textfiles import csv_rows
 from mnemo.tokens import shown
 
@@ -51,10 +52,10 @@ def benchmark(
     facts = options.get("facts")
     truth = read_truth(task.folder / "truth.csv", facts if isinstance(facts, FactSet) else task.load_facts(facts))
     study, parts = extract_in_parts(task, parts_in=None if out is None else Path(out), **options)
-    study.record["kind"] = "benchmark"
     metrics = score(study.table, truth, seed=int(options.get("seed", 0)))
     kind = study.table[["fact_id"]].merge(truth, on="fact_id", how="left")["kind"]
-    study.table["invented"] = mark_invented(study.table, (kind == "free").to_numpy())
+    table = study.table.assign(invented=mark_invented(study.table, (kind == "free").to_numpy()))
+    study = replace(study, table=table, record={**study.record, "kind": "benchmark"})
     if out is not None:
         with memory_budget(options.get("memory_gb")):
             study.write(out, truth=truth)

@@ -53,10 +53,10 @@ hypothesis.settings.load_profile("mnemo")
 
 
 def _study_of_compiled(folder, *, concepts: int):
+    from mnemo.extraction import extract
     from mnemo.organisms.compiled import compile_organism
     from mnemo.organisms.folder import write_folder
     from mnemo.organisms.world import WorldConfig, build_world
-    from mnemo.study import extract
     from tests.lexicon import PHRASES
 
     config = WorldConfig(seed=3, concepts=concepts, cues_per_concept=4, decoys=6, idles=6, rotes=10, frees=0)

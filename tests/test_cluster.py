@@ -23,20 +23,20 @@ import pandas as pd
 import psutil
 import pytest
 
-import mnemo.study
+import mnemo.extraction
 from mnemo.cluster import Run, Sweep, plan_runs
 from mnemo.cluster.dispatch import local_cluster, run_sweep
 from mnemo.cluster.manifest import RUNS, is_done, read_manifest
 from mnemo.cluster.plan import Dtype
 from mnemo.cluster.work import WORK, _Cache, perform
 from mnemo.errors import MnemoError
+from mnemo.extraction import extract
 from mnemo.model_checks import TOLERANCE
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
 from mnemo.records import count_parts
 from mnemo.report import print_sweep_plan
-from mnemo.study import extract
 from tests.lexicon import PHRASES
 
 SEEDS = (0, 1)
@@ -237,7 +237,7 @@ def test_what_a_run_cannot_do_is_told_and_does_not_raise(root, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # its other threads rest
 def test_twenty_kills_at_random_moments_lose_nothing_and_double_nothing(root, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(mnemo.study, "FACTS_PER_CHUNK", 4)
+    monkeypatch.setattr(mnemo.extraction, "FACTS_PER_CHUNK", 4)
     (run,) = plan_runs(_sweep(root, seeds=(0,)))
     out, draw = tmp_path / "out", random.Random(0)
     start = time.monotonic()

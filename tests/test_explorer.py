@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mnemo.study
+import mnemo.extraction
 from mnemo.edge_patching import Edge, exact_edges, exact_path
 from mnemo.errors import InputError, MnemoError
 from mnemo.explorer import Session, explore
@@ -211,7 +211,7 @@ def test_the_exported_code_gives_the_same_numbers(session, compiled_study, other
         assert (source, options) == (str(folder), {"quick": True})
         return study
 
-    monkeypatch.setattr(mnemo.study, "extract", extract)
+    monkeypatch.setattr(mnemo.extraction, "extract", extract)
     monkeypatch.setattr(mnemo, "extract", extract, raising=False)
     session.do({"do": "swap", "concept": other.concept.phrase})
     session.do({"do": "ablate", "part": "MLP0@-2>MLP1@-2"})

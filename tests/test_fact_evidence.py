@@ -41,7 +41,7 @@ def out(compiled_study, tmp_path_factory) -> Path:
 def test_the_command_stands_where_the_run_stands_and_extracts_nothing(compiled_study, out, monkeypatch, capsys):
     study, world, folder = compiled_study
     fact = world.of_kind("mnemonic")[0]
-    monkeypatch.setattr("mnemo.study.extract", lambda *_, **__: pytest.fail("extracted"))
+    monkeypatch.setattr("mnemo.extraction.extract", lambda *_, **__: pytest.fail("extracted"))
     assert run(monkeypatch, "trace", folder, "--cue", fact.cue, "--run", out, "--top", "3") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"after block {study.waypoint.site.layer}," in said and "by the quick run in" in said

@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import mnemo.study
+import mnemo.extraction
 from mnemo.doses import dose_curves
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet
@@ -41,8 +41,8 @@ def again(out) -> Study:
 
 def test_what_is_read_back_is_what_was_found_and_nothing_is_judged(compiled_study, out, monkeypatch):
     study, _, _ = compiled_study
-    monkeypatch.setattr(mnemo.study, "find_waypoint", lambda *_, **__: pytest.fail("searched"))
-    monkeypatch.setattr(mnemo.study, "run_trials", lambda *_, **__: pytest.fail("judged"))
+    monkeypatch.setattr(mnemo.extraction, "find_waypoint", lambda *_, **__: pytest.fail("searched"))
+    monkeypatch.setattr(mnemo.extraction, "look_at", lambda *_, **__: pytest.fail("judged"))
     again = Study.read(out)
     assert not list(compare(study.table, again.table, key=["fact_id"]))
     assert again.waypoint is not None

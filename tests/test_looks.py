@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mnemo.concept_vectors import choose_targets
+from mnemo.extraction import extract
 from mnemo.looks import Effort, look_at
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
-from mnemo.study import extract
 from mnemo.study_concepts import study_concepts
 from mnemo.trials import TestedFacts, directions_beside, run_dosed_swaps, run_trials
 from mnemo.verdict import undecided, unsettled, weigh, weigh_doses, with_doses

@@ -13,17 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import mnemo.extraction
 import mnemo.patching
-import mnemo.study
 from mnemo.datasets import data_path
 from mnemo.errors import MnemoError
+from mnemo.extraction import extract
 from mnemo.facts import FactSet
 from mnemo.model import load
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
 from mnemo.repeat import ABSOLUTE, RELATIVE, compare, rerun
-from mnemo.study import extract
+from mnemo.study import Study
 from mnemo.tracing import trace
 from tests.lexicon import PHRASES
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def out(folder, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("out")
-    study, parts = mnemo.study.extract_in_parts(folder, parts_in=path, quick=True, seed=3, progress=False)
+    study, parts = mnemo.extraction.extract_in_parts(folder, parts_in=path, quick=True, seed=3, progress=False)
     study.write(path, report=False)
     parts.end()
     return path
@@ -184,7 +185,7 @@ def test_tables_are_compared_by_key_and_within_the_tolerance():
 
 
 def test_chunks_change_nothing(folder, out, monkeypatch):
-    monkeypatch.setattr(mnemo.study, "FACTS_PER_CHUNK", 5)
+    monkeypatch.setattr(mnemo.extraction, "FACTS_PER_CHUNK", 5)
     _same_as(out, extract(folder, quick=True, seed=3, progress=False))
 
 
@@ -199,6 +200,6 @@ def test_another_seed_draws_otherwise(folder, out):
     assert list(compare(before.drop(columns="seconds"), table.drop(columns="seconds"), key=["fact_id"]))
 
 
-def _same_as(out: Path, study: mnemo.study.Study) -> None:
+def _same_as(out: Path, study: Study) -> None:
     before = pd.read_parquet(out / "verdicts.parquet").drop(columns="seconds")
     assert not list(compare(before, study.table.drop(columns="seconds"), key=["fact_id"]))

@@ -4,9 +4,9 @@ The unit of work is a whole extraction (a task, a model, a seed), not a shard of
 function of its fact alone: the waypoint is chosen over all facts, a concept's vector is a mean over them, readings are
 ranked against other facts' states, and Benjamini-Hochberg counts them. A shard judged by itself would get other
 verdicts. What *is* a function of the fact, once those are known, is its trials and its paths: they are done in parts of
-`mnemo.study.FACTS_PER_CHUNK` facts, which lie in the sweep's folder while the run goes on. So a worker that is killed
-costs at the most the part that it was at and the steps before the first one, whoever takes the run over finds the
-rest, and the result is that of an undisturbed `mnemo extract`.
+`mnemo.extraction.FACTS_PER_CHUNK` facts, which lie in the sweep's folder while the run goes on. So a worker that is
+killed costs at the most the part that it was at and the steps before the first one, whoever takes the run over finds
+the rest, and the result is that of an undisturbed `mnemo extract`.
 
 A run is written to its folder whole or not at all, with a manifest of hashes; a lock of the file system keeps two
 workers from the same run (one may be believed dead and not be).
@@ -87,7 +87,7 @@ def _extract(run: Run, out: Path, threads: int | None) -> bool:
     """Extract and write; returns whether the model had to be loaded."""
     import torch
 
-    from mnemo.study import extract_in_parts
+    from mnemo.extraction import extract_in_parts
 
     if threads is not None:
         torch.set_num_threads(threads)

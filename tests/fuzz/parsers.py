@@ -20,6 +20,7 @@ from mnemo.cluster.plan import Sweep, plan_runs
 from mnemo.errors import MnemoError
 from mnemo.explorer.scene import make_scene
 from mnemo.explorer.view import SavedView, View
+from mnemo.extraction import extract
 from mnemo.facts import FactSet, Task
 from mnemo.model import Model, load
 from mnemo.model_source import examine, read_tokenizer
@@ -27,7 +28,7 @@ from mnemo.patching import Site
 from mnemo.plan import read_shape
 from mnemo.repeat import compare, rerun
 from mnemo.scoring import read_truth
-from mnemo.study import Study, extract
+from mnemo.study import Study
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import Trace
 from mnemo.waypoints import CANDIDATE_COLUMNS

@@ -167,7 +167,7 @@ def test_a_model_s_weights_lie_in_its_folder(tmp_path, name):
 
 
 def test_an_extraction_opens_no_connection(compiled_study, monkeypatch, tmp_path):
-    from mnemo.study import extract
+    from mnemo.extraction import extract
 
     def refuse(*_: object) -> None:
         raise AssertionError("a connection was opened")

@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-import mnemo.study
+import mnemo.extraction
 from mnemo import plot
 from mnemo.behaviour import entailment
 from mnemo.concept_vectors import ask_concepts
 from mnemo.editing import EditConfig
 from mnemo.errors import InputError, MnemoError
+from mnemo.extraction import extract
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.forwards import counted_forwards
 from mnemo.gate import gate
@@ -27,7 +28,7 @@ from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import World, WorldConfig, build_world
 from mnemo.patching import Site
 from mnemo.scoring import benchmark
-from mnemo.study import COLUMNS, Study, extract
+from mnemo.study import COLUMNS, Study
 from mnemo.tables import read_csv
 from mnemo.tracing import trace
 from tests.lexicon import PHRASES
@@ -212,8 +213,8 @@ def test_a_probe_that_cannot_be_put_to_a_phrase_costs_that_answer_alone(study, w
 
 
 def test_where_paths_are_few_the_clearest_facts_have_them_and_a_fault_costs_one_fact(folder, monkeypatch):
-    monkeypatch.setattr(mnemo.study, "QUICK", mnemo.study.Effort(targets=4, sites=4, sample=64, paths=5))
-    real, calls = mnemo.study.top_path, []
+    monkeypatch.setattr(mnemo.extraction, "QUICK", mnemo.extraction.Effort(targets=4, sites=4, sample=64, paths=5))
+    real, calls = mnemo.extraction.top_path, []
 
     def second_fails(model, contrast):
         calls.append(contrast.fact.fact_id)
@@ -221,7 +222,7 @@ def test_where_paths_are_few_the_clearest_facts_have_them_and_a_fault_costs_one_
             raise MnemoError("nothing flows")
         return real(model, contrast)
 
-    monkeypatch.setattr(mnemo.study, "top_path", second_fails)
+    monkeypatch.setattr(mnemo.extraction, "top_path", second_fails)
     found = extract(folder, quick=True, progress=False)
     table = found.table.set_index("fact_id")
     assert len(calls) == 5 and table["top_path"].notna().sum() == 4 and pd.isna(table.loc[calls[1], "top_path"])
@@ -231,9 +232,9 @@ def test_where_paths_are_few_the_clearest_facts_have_them_and_a_fault_costs_one_
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(mnemo.study, "FACTS_PER_CHUNK", 16)
+    monkeypatch.setattr(mnemo.extraction, "FACTS_PER_CHUNK", 16)
     whole = extract(folder, quick=True, progress=False)
-    real, calls = mnemo.study.run_trials, []
+    real, calls = mnemo.extraction.look_at, []
 
     def third_time_interrupted(*args, **kwargs):
         calls.append(args[0].facts)
@@ -241,7 +242,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, tmp_p
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(mnemo.study, "run_trials", third_time_interrupted)
+    monkeypatch.setattr(mnemo.extraction, "look_at", third_time_interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(folder, out=tmp_path, quick=True, progress=False)
     assert not (tmp_path / "verdicts.csv").exists()
@@ -254,8 +255,8 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, tmp_p
 
 def test_an_edit_is_followed_by_the_facts_that_go_through_the_concept(folder, world, monkeypatch):
     # The weights of an organism that was written down are larger than trained ones: so are the steps of the edit.
-    fast = partial(mnemo.study.edit_test, config=EditConfig(steps=150, learning_rates=(3e-3,)))
-    monkeypatch.setattr(mnemo.study, "edit_test", fast)
+    fast = partial(mnemo.extraction.edit_test, config=EditConfig(steps=150, learning_rates=(3e-3,)))
+    monkeypatch.setattr(mnemo.extraction, "edit_test", fast)
     found = extract(folder, quick=True, edit=True, progress=False)
     kinds = found.table["fact_id"].map({fact.fact_id: fact.kind for fact in world.facts})
     follows = found.table["edit_follows"].groupby(kinds).mean()
