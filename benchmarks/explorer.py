@@ -26,7 +26,7 @@ import mnemo
 from mnemo.explorer import Session
 from mnemo.explorer.snapshot import page as snapshot_page
 from mnemo.files import write_text
-from mnemo.tracing import Trace
+from mnemo.traces import Trace
 
 RUNS = 9
 Row = tuple[str, list[float], int | None]  # what, times of its runs in ms, and the most they may be

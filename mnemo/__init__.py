@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mnemo.repeat import rerun
     from mnemo.scoring import benchmark
     from mnemo.study import Study
-    from mnemo.tracing import Trace, trace
+    from mnemo.traces import Trace
+    from mnemo.tracing import trace
     from mnemo.trajectories import concept_trajectories
     from mnemo.verification import top_edges, verify
 
@@ -43,7 +44,7 @@ _HOME = {
     "faithfulness": "edge_circuits", "exact_edges": "edge_patching", "explore": "explorer", "InputError": "errors",
     "MnemoError": "errors", "FactEvidence": "fact_evidence", "Fact": "facts", "FactSet": "facts", "Task": "facts",
     "Model": "model", "load": "model", "read_messages": "messages", "rerun": "repeat", "run_sweep": "cluster",
-    "Study": "study", "extract": "extraction", "Trace": "tracing", "trace": "tracing",
+    "Study": "study", "extract": "extraction", "Trace": "traces", "trace": "tracing",
     "concept_trajectories": "trajectories", "top_edges": "verification", "verify": "verification",
 }  # fmt: skip
 

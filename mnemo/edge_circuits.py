@@ -36,7 +36,7 @@ from mnemo.readers import check_readers, input_hooks, normalise, project
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
     from mnemo.model import Model
-    from mnemo.tracing import Trace
+    from mnemo.traces import Trace
 
 DRAWS = 3  # random orders of each fact
 VALUES_PER_BATCH = 2**25  # what writers write at all positions, in all circuits that are run together

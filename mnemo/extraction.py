@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -37,17 +36,15 @@ from mnemo.invented import THROUGH_A_CONCEPT, mark_invented
 from mnemo.lenses import Lens
 from mnemo.looks import QUICK, Effort, look_at
 from mnemo.memory import memory_budget
+from mnemo.model import Model, load_for
 from mnemo.patching import Site, read_stream
 from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
-from mnemo.study import Study, load_model
+from mnemo.study import Study
 from mnemo.tracing import top_path
 from mnemo.trials import TestedFacts, directions_beside, smallest_p
 from mnemo.verdict import FALSE_DISCOVERIES, FEWEST, judge
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
-
-if TYPE_CHECKING:
-    from mnemo.model import Model
 
 FACTS_PER_CHUNK = 64  # facts between two savings
 _CANNOT_PREDICT = "the task has no concept_recall template, so what a swap should bring cannot be predicted"
@@ -129,7 +126,7 @@ def extract_in_parts(
     if not 0 <= seed < 2**31:
         raise MnemoError(f"seed {seed} given; it must be between 0 and {2**31 - 1}")
     task = task if isinstance(task, Task) else Task.read(task)
-    loaded = load_model(task, model)
+    loaded = load_for(task, model)
     chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
     record = run_record(task, loaded, chosen, kind="extract", seed=seed, quick=quick, edit=edit)
     parts = Parts.begin(parts_in, record["inputs"], resume=resume)

@@ -366,6 +366,17 @@ class Task(Record):
             raise InputError("no phrases: put one on each line, or take `concepts` out of task.toml", file=file)
         return phrases
 
+    def model_source(self, given: str | Path | None) -> str | Path:
+        """Return where the model of a run lies: the one given, else the task's own.
+
+        Raises:
+            InputError: there is neither, or the task's own is neither a folder nor on the hub.
+        """
+        source = given if given is not None else self.model_path
+        if source is None:
+            raise self.fault("model", 'the task names no model: add model = "..." or give one (--model)')
+        return source
+
     def fault(self, key: str, problem: str) -> InputError:
         """The error to raise about one key of the task: with the file if there is one."""
         file = self.folder / "task.toml"

@@ -12,11 +12,11 @@ from mnemo.concepts import Reading
 from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import FactSet, Task
-from mnemo.model import Model, load_as
+from mnemo.model import Model, load_for
 from mnemo.patching import Site, read_stream
 from mnemo.prompts import Prompt, render
 from mnemo.recorded import Recorded, check_key, inputs_of, read_verdicts
-from mnemo.study import COLUMNS, Study, load_model
+from mnemo.study import COLUMNS, Study
 from mnemo.tables import read_csv
 from mnemo.textfiles import is_folder, read_json, read_text
 from mnemo.tokens import shown
@@ -69,10 +69,8 @@ def read_study(
     place = (model.source or model.name) if isinstance(model, Model) else model
     given = {"task": task, "model": place, "facts": facts}
     read, source, chosen = inputs_of(recorded.source, given, file)
-    if isinstance(model, Model):
-        loaded = model
-    else:
-        loaded = load_model(read, load_as(read, source, device=device, dtype=dtype or recorded.dtype))
+    there = model if isinstance(model, Model) else source
+    loaded = load_for(read, there, device=device, dtype=dtype or recorded.dtype)
     if changed := recorded.changed(read, loaded, chosen):
         raise MnemoError(f"{folder} is no run of these inputs: {changed}")
     table = _verdicts(folder / "verdicts.parquet", chosen)

@@ -226,26 +226,30 @@ def load(
     return model
 
 
+def load_for(
+    task: Task, model: Model | str | Path | None, *, device: str | None = None, dtype: str | None = None
+) -> Model:
+    """Return the model that a run of a task takes: the one given, loaded if it is not yet, or the task's own.
+
+    Args:
+        task: the task.
+        model: a loaded model, which stays as it is, or what `load` takes; None for the task's own.
+        device, dtype: as for `load`.
+
+    Raises:
+        MnemoError: as `load` does; or none is given and the task names none.
+    """
+    return model if isinstance(model, Model) else load(task.model_source(model), device=device, dtype=dtype)
+
+
 def load_as(
     task: Task, source: str | Path | None, *, device: str | None = None, dtype: str | None = None
 ) -> Model | str | Path | None:
     """Load the model of a run if it is asked for on a device or in a dtype of its own; else leave that to the run.
 
-    Args:
-        task: whose model it is.
-        source: the model given instead of the task's own, if one is.
-        device, dtype: as for `load`.
-
-    Returns:
-        what a run takes as ``model``.
-
-    Raises:
-        MnemoError: as `load` does.
+    The arguments are those of `load_for`.
     """
-    chosen = source if source is not None else task.model_path
-    if chosen is None or (device is None and dtype is None):
-        return source
-    return load(chosen, device=device, dtype=dtype)
+    return source if device is None and dtype is None else load_for(task, source, device=device, dtype=dtype)
 
 
 def _vocabulary(hf: PreTrainedModel) -> int:

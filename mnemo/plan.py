@@ -118,9 +118,7 @@ def plan(
         MnemoError: no usable task, facts, configuration or dtype, or a prompt of more tokens than the model reads.
     """
     task = task if isinstance(task, Task) else Task.read(task)
-    source = model if model is not None else task.model_path
-    if source is None:
-        raise task.fault("model", 'the task names no model: add model = "..." or give one (--model)')
+    source = task.model_source(model)
     chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
     folder, name = config_folder(source)
     shape, parameters = read_shape(folder, checked_dtype(dtype))

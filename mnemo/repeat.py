@@ -14,13 +14,14 @@ import pandas as pd
 from mnemo.errors import InputError, MnemoError
 from mnemo.extraction import extract
 from mnemo.facts import Task
-from mnemo.model import load_as
+from mnemo.model import load_for
 from mnemo.recorded import Recorded, Source, check_key, inputs_of, read_verdicts, row_name
 from mnemo.records import package_versions
-from mnemo.study import Study, load_model
+from mnemo.study import Study
 from mnemo.textfiles import check_place, is_folder, read_json
 from mnemo.tokens import shown
-from mnemo.tracing import Trace, trace
+from mnemo.traces import Trace
+from mnemo.tracing import trace
 
 # Another batch size, chunk, number of threads or processor adds floats in another order: beyond this they differ.
 ABSOLUTE, RELATIVE = 1e-4, 1e-3
@@ -87,7 +88,7 @@ def _rerun_study(folder: Path, given: dict[str, str | Path | None], *, progress:
     before = read_verdicts(folder / "verdicts.parquet").drop(columns="seconds", errors="ignore")
     known = _read_metrics(folder / "metrics.json") if recorded.kind == "benchmark" else None
     task, model, facts = inputs_of(recorded.source, given, file)
-    loaded = load_model(task, load_as(task, model, dtype=recorded.dtype))
+    loaded = load_for(task, model, dtype=recorded.dtype)
     if changed := recorded.changed(task, loaded, facts):
         return Rerun(False, (f"not repeated: {changed}",))
     options: dict[str, Any] = {"seed": recorded.seed, "quick": recorded.quick, "edit": recorded.edit}
@@ -114,7 +115,7 @@ def _rerun_trace(folder: Path, given: dict[str, str | Path | None]) -> Rerun:
     for table, key in tables:
         check_key(table, key, folder / "graph.json")
     task, model, facts = inputs_of(Source.model_validate(before.source), given, folder / "graph.json")
-    loaded = load_model(task, load_as(task, model, dtype=before.dtype))
+    loaded = load_for(task, model, dtype=before.dtype)
     if loaded.fingerprint != before.fingerprint:
         then, now = before.fingerprint[:8], loaded.fingerprint[:8]
         return Rerun(False, (f"not repeated: changed since the run: model (hash {then} then, {now} now)",))

@@ -19,7 +19,7 @@ from mnemo.facts import is_hub_name
 from mnemo.invented import strongest_first
 from mnemo.plan import Plan
 from mnemo.study import Study
-from mnemo.tracing import Trace
+from mnemo.traces import Trace
 
 
 def plain(text: str) -> str:

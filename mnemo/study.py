@@ -149,14 +149,3 @@ class Study:
         from mnemo.finished import read_study
 
         return read_study(folder, task=task, model=model, facts=facts, device=device)
-
-
-def load_model(task: Task, model: Model | str | Path | None) -> Model:
-    from mnemo.model import Model, load
-
-    if isinstance(model, Model):
-        return model
-    source = model if model is not None else task.model_path
-    if source is None:
-        raise task.fault("model", 'the task names no model: add model = "..." or give one (--model)')
-    return load(source)

@@ -30,7 +30,8 @@ from mnemo.plot import OPPOSES, SUPPORTS, path_map
 from mnemo.report import print_trace
 from mnemo.tables import read_csv
 from mnemo.trace_record import TracedEdge, TracedNode, TracedPath, TracedStream, TraceStep
-from mnemo.tracing import Trace, trace
+from mnemo.traces import Trace
+from mnemo.tracing import trace
 
 ORGANISM = Path(__file__).parent.parent / "data" / "organism"
 

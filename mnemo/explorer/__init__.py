@@ -9,7 +9,7 @@ from mnemo.explorer.session import Session
 
 if TYPE_CHECKING:
     from mnemo.study import Study
-    from mnemo.tracing import Trace
+    from mnemo.traces import Trace
 
 
 def explore(source: Study | Trace, fact: str | None = None, *, compare: Study | None = None, classic: bool = False):

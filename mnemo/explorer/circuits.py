@@ -11,7 +11,7 @@ from mnemo.tokens import shown
 
 if TYPE_CHECKING:
     from mnemo.study import Study
-    from mnemo.tracing import Trace
+    from mnemo.traces import Trace
 
 TOP = 50  # paths that are traced; the view shows some of them
 MOST_CONCEPTS = 500  # offered for a swap
@@ -27,7 +27,7 @@ class Circuits:
     """
 
     def __init__(self, source: Study | Trace, other: Study | None) -> None:
-        from mnemo.tracing import Trace
+        from mnemo.traces import Trace
 
         self._alone = source if isinstance(source, Trace) else None
         self.studies: tuple[Study, ...] = ()

@@ -10,7 +10,7 @@ from mnemo.explorer.reading import Readings
 from mnemo.explorer.scene import edge_slots
 from mnemo.explorer.view import View
 from mnemo.trace_record import TracedPath
-from mnemo.tracing import Trace
+from mnemo.traces import Trace
 
 MOST_EDGES = 6  # listed with a node
 

@@ -14,7 +14,7 @@ from mnemo.trace_record import TraceStep
 
 if TYPE_CHECKING:
     from mnemo.patching import Site
-    from mnemo.tracing import Trace
+    from mnemo.traces import Trace
 
 # Pixels. A band holds the heads of a layer and, a row above, its MLP.
 ROW, PAD, GAP, MARK, FOLD = 38, 19, 6, 28, 20

@@ -20,7 +20,7 @@ from mnemo.explorer.view import SavedView, View, drawn_graph, first_fault
 
 if TYPE_CHECKING:
     from mnemo.study import Study
-    from mnemo.tracing import Trace
+    from mnemo.traces import Trace
 
 SETTINGS = ("least_share", "top", "group")
 MOST_DETAILS = 150  # that a snapshot holds

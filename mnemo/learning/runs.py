@@ -147,9 +147,7 @@ def learn(
     config = config or LearnConfig()
     task = task if isinstance(task, Task) else Task.read(task)
     chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
-    source = task.model_path if model is None else model
-    if source is None:
-        raise task.fault("model", "names no model: add one, or give one")
+    source = task.model_source(model)
     loaded = load(source)
     record = run_record(task, loaded, chosen, kind="learn", seed=seed, config=config.model_dump())
     parts = Parts.begin(Path(out) if out is not None else None, record["inputs"], resume=resume)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mnemo.trace_record import TracedPath
-    from mnemo.tracing import Trace
+    from mnemo.traces import Trace
 
 _Segment = tuple[bool, tuple[float, float], tuple[float, float]]  # whether it supports the answer, start, end
 

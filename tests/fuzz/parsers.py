@@ -30,7 +30,7 @@ from mnemo.repeat import compare, rerun
 from mnemo.scoring import read_truth
 from mnemo.study import Study
 from mnemo.tokens import PromptTokenizer
-from mnemo.tracing import Trace
+from mnemo.traces import Trace
 from mnemo.waypoints import CANDIDATE_COLUMNS
 
 Json = dict[str, Any]
@@ -153,11 +153,11 @@ def _run_before() -> Generator[None]:
     """Runs are not repeated but come out as the first one did: it is the files that are to be read."""
     study = _studied()
 
-    def load_model(task: Task, given: Any) -> Model:
-        return given if isinstance(given, Model) else _loaded(given if given is not None else task.model_path)
+    def load_for(task: Task, given: Any, *, dtype: str | None) -> Model:
+        return given if isinstance(given, Model) else _loaded(task.model_source(given), dtype=dtype)
 
     with (
-        patch("mnemo.repeat.load_model", load_model),
+        patch("mnemo.repeat.load_for", load_for),
         patch("mnemo.repeat.extract", lambda *_, **options: study),
         patch("mnemo.scoring.benchmark", lambda *_, **options: (study, _METRICS)),
     ):

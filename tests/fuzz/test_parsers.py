@@ -135,7 +135,8 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path, file):
 def test_cues_that_are_code_elsewhere_are_text_in_figures_tables_and_on_the_terminal(tmp_path, capsys):
     from mnemo.report import print_trace
     from mnemo.tables import read_csv
-    from mnemo.tracing import Trace, trace
+    from mnemo.traces import Trace
+    from mnemo.tracing import trace
     from tests.tiny_models import tiny_contrasts, tiny_model, tiny_tokenizer
 
     model = load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
