@@ -1,4 +1,4 @@
-"""Measure how much memory runs take and compare it with what `mnemo.memory` and `mnemo plan` say beforehand.
+"""Measure how much memory runs take and compare it with what `mnemo.shape` and `mnemo plan` say beforehand.
 
     OMP_NUM_THREADS=1 python benchmarks/memory.py               # four shapes, four kinds of runs; a few minutes
 
@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the tiny models of the 
 from cases import print_table, random_contrasts
 
 from mnemo.attribution import attribute_nodes
-from mnemo.memory import TRACE_NODES, fit, memory_budget
+from mnemo.memory import fit, memory_budget
 from mnemo.model import load
 from mnemo.multipliers import Multipliers
 from mnemo.patching import TOKENS_PER_BATCH, next_logprobs
 from mnemo.paths import strongest_paths
 from mnemo.plan import PROCESS_GB, read_shape
+from mnemo.shape import TRACE_NODES
 from tests.tiny_models import saved
 
 BAR = 0.25

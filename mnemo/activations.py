@@ -18,8 +18,9 @@ from torch import Tensor
 from mnemo.blocks import norm_behind, norm_behind_hooks
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook, writers
-from mnemo.memory import Shape, fit
+from mnemo.memory import fit
 from mnemo.partial_runs import LAST_ALONE, Change, Hook
+from mnemo.shape import Shape
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast

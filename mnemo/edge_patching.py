@@ -34,10 +34,11 @@ from mnemo.attribution_runs import Direction, checked_direction
 from mnemo.blocks import normalise
 from mnemo.errors import MnemoError
 from mnemo.graph import Reader, Writer, empty_edges, readers, seen_by, stream_hook, writers
-from mnemo.memory import Shape, fit, in_pieces
+from mnemo.memory import fit, in_pieces
 from mnemo.partial_runs import Change, run_from
 from mnemo.patching import metric, over_batches, require_contrasts
 from mnemo.readers import check_readers, input_hooks, project, seen
+from mnemo.shape import Shape
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast

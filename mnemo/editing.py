@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from mnemo.concept_vectors import ConceptTable
 from mnemo.errors import MnemoError
-from mnemo.memory import Shape
 from mnemo.patching import next_logprobs, over_batches
+from mnemo.shape import Shape
 
 if TYPE_CHECKING:
     from mnemo.model import Model

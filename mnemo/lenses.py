@@ -22,8 +22,9 @@ from torch import Tensor
 from mnemo.concepts import Others, Reading, draw_references, rank_known
 from mnemo.errors import MnemoError
 from mnemo.libraries import in_one_line, quietly
-from mnemo.memory import Shape, checked_budget, fit, in_pieces, memory_budget
+from mnemo.memory import checked_budget, fit, in_pieces, memory_budget
 from mnemo.phrases import spelled
+from mnemo.shape import Shape
 
 if TYPE_CHECKING:
     from transformer_lens.tools.analysis import JacobianLens

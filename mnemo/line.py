@@ -21,9 +21,10 @@ from mnemo.activations import values_at
 from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind_hooks, normed_hook
 from mnemo.errors import MnemoError
 from mnemo.graph import stream_hook
-from mnemo.memory import NoMemoryError, Shape, attempt, fit, in_pieces
+from mnemo.memory import NoMemoryError, attempt, fit, in_pieces
 from mnemo.partial_runs import run_from
 from mnemo.patching import metric
+from mnemo.shape import Shape
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast

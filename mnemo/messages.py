@@ -21,10 +21,10 @@ from mnemo.activations import contributions, values_at, writer_hooks
 from mnemo.concepts import Others
 from mnemo.errors import MnemoError
 from mnemo.graph import Writer, writers
-from mnemo.memory import Shape
 from mnemo.patching import over_batches
 from mnemo.prompts import render
 from mnemo.reading import reader_for
+from mnemo.shape import Shape
 
 if TYPE_CHECKING:
     from mnemo.model import Model

@@ -35,9 +35,10 @@ from mnemo.blocks import mlp_output, mlp_stream_hook, norm_behind, norm_behind_h
 from mnemo.errors import MnemoError
 from mnemo.graph import Writer, stream_hook, writers
 from mnemo.line import ROUNDING, SLOTS, AttentionGraph, Line, by_head
-from mnemo.memory import Shape, fit, in_pieces
+from mnemo.memory import fit, in_pieces
 from mnemo.partial_runs import run_from
 from mnemo.patching import metric, require_comparable
+from mnemo.shape import Shape
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast

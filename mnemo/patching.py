@@ -22,8 +22,9 @@ from torch import Tensor
 
 from mnemo.errors import MnemoError
 from mnemo.graph import Component, components, empty_scores, stream_hook
-from mnemo.memory import Found, Shape, fit, in_pieces
+from mnemo.memory import Found, fit, in_pieces
 from mnemo.partial_runs import LAST_ALONE, Change, Hook, logits_of
+from mnemo.shape import Shape
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast

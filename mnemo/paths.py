@@ -24,8 +24,8 @@ from torch import Tensor
 
 from mnemo.graph import Writer
 from mnemo.line import SLOTS, Slot
-from mnemo.memory import GROWN
 from mnemo.multipliers import Multipliers, Totals
+from mnemo.shape import GROWN
 
 BATCH, BATCH_PER_PATH = 32, GROWN  # open ends that are grown together; for few paths fewer: most are in vain
 ROUNDING = 1e-6  # a value below this share of the whole is rounding

@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mnemo.errors import MnemoError
-from mnemo.memory import Shape
 from mnemo.partial_runs import logits_of
 from mnemo.patching import Patch, Site, next_logprobs, over_batches
 from mnemo.prompts import Prompt
+from mnemo.shape import Shape
 
 if TYPE_CHECKING:
     from mnemo.model import Model

@@ -1,7 +1,7 @@
 """What a run will take, before it: forwards, memory and time of each stage, from a model's configuration alone.
 
 No weights are read and none are made, so the model may be one that this machine could not hold. Memory follows from the
-same formulas by which batches are cut (`mnemo.memory`). Forwards are counted as if every fact were recalled and read as
+same formulas by which batches are cut (`mnemo.shape`). Forwards are counted as if every fact were recalled and read as
 a concept of its own, or every answer had one concept, whichever takes more: the fewer concepts there are to swap facts
 to, the more random directions stand beside each swap. No run takes more, save one in which most answers have no concept
 and few are left. Time is forwards times their arithmetic, at the speed that a matrix product of
@@ -25,12 +25,13 @@ from mnemo.errors import MnemoError
 from mnemo.facts import FactSet, Task
 from mnemo.libraries import in_one_line, quietly
 from mnemo.looks import QUICK, Effort
-from mnemo.memory import Shape, checked_budget, fit, memory_budget
+from mnemo.memory import checked_budget, fit, memory_budget
 from mnemo.model import checked_dtype
 from mnemo.model_source import config_folder, read_tokenizer
 from mnemo.patching import TOKENS_PER_BATCH
 from mnemo.phrases import BEAMS
 from mnemo.prompts import question_and_answer, render
+from mnemo.shape import Shape
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
 from mnemo.trials import LEAST, RESAMPLED, RIVALS, WITNESSES, directions_beside

@@ -15,10 +15,11 @@ from mnemo.concepts import FLOOR, Others, ReadsConcepts, chance
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact
 from mnemo.lenses import READOUTS, Lens
-from mnemo.memory import Shape, memory_budget
+from mnemo.memory import memory_budget
 from mnemo.model import Model, load
 from mnemo.patching import Patch, Site, next_logprobs, read_stream
 from mnemo.prompts import render
+from mnemo.shape import Shape
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 FACTS = [Fact(fact_id=c, cue=f"{c}A==", answer="TU"[i % 2]) for i, c in enumerate("ABCDEFGH")]

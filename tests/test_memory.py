@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import mnemo
 from mnemo.errors import MnemoError
 from mnemo.line import Line
-from mnemo.memory import MEMORY_GB, NoMemoryError, Shape, checked_budget, fit, in_pieces, memory_budget
+from mnemo.memory import MEMORY_GB, NoMemoryError, checked_budget, fit, in_pieces, memory_budget
 from mnemo.model import load
 from mnemo.patching import ask, read_stream
+from mnemo.shape import Shape
 from mnemo.tracing import top_path
 from tests.tiny_models import tiny_contrasts, tiny_model, tiny_tokenizer
 

@@ -12,13 +12,13 @@ import mnemo
 from mnemo.errors import InputError, MnemoError
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.forwards import counted_forwards
-from mnemo.memory import Shape
 from mnemo.model import checked_dtype, load
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
 from mnemo.plan import PROCESS_GB, plan, read_shape
 from mnemo.report import print_plan
+from mnemo.shape import Shape
 from mnemo.trials import LEAST, run_trials
 from tests.lexicon import PHRASES
 from tests.tiny_models import FAMILIES, recalled_facts, saved, tiny_model, tiny_tokenizer
