@@ -33,7 +33,8 @@ from mnemo.looks import Effort
 from mnemo.scoring import read_truth, with_truth
 from mnemo.study import Study
 from mnemo.study_concepts import StudyConcepts, study_concepts
-from mnemo.trials import TestedFacts, rivals_of, run_trials
+from mnemo.tested_facts import TestedFacts
+from mnemo.trials import rivals_of, run_trials
 from mnemo.verdict import judge, weigh
 
 TRIED = ("through", "through_wrong", "follows", "follows_wrong")

@@ -41,8 +41,9 @@ from mnemo.patching import Site, read_stream
 from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
 from mnemo.study import Study
+from mnemo.tested_facts import TestedFacts
 from mnemo.tracing import top_path
-from mnemo.trials import TestedFacts, directions_beside, smallest_p
+from mnemo.trials import directions_beside, smallest_p
 from mnemo.verdict import FALSE_DISCOVERIES, FEWEST, judge
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
 

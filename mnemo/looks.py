@@ -21,7 +21,7 @@ from mnemo.trials import directions_beside, run_dosed_swaps, run_resamples, run_
 from mnemo.verdict import SORTS, undecided, unsettled, weigh, weigh_doses, with_doses
 
 if TYPE_CHECKING:
-    from mnemo.trials import TestedFacts
+    from mnemo.tested_facts import TestedFacts
 
 
 @dataclass(frozen=True)

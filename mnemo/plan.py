@@ -34,7 +34,7 @@ from mnemo.prompts import question_and_answer, render
 from mnemo.shape import Shape
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
-from mnemo.trials import LEAST, RESAMPLED, RIVALS, WITNESSES, directions_beside
+from mnemo.trials import LEAST, RESAMPLED, directions_beside, dosed_runs, trial_runs
 from mnemo.verdict import SORTS
 from mnemo.waypoints import PATCHED, POSITIONS, SAMPLE, TARGETS
 
@@ -205,7 +205,7 @@ def _runs(
     ranked = BEAMS * tokens + LEXICON_CANDIDATES  # phrases and their beginnings, each weighed
     read, bank = written + 1 + ranked, n * ranked
     sites = effort.sites + (shape.layers // effort.sites).bit_length()  # candidates, and the layers between two of them
-    tried = min(sample, effort.sample) * _trials(min(n, TARGETS), random=LEAST)
+    tried = min(sample, effort.sample) * trial_runs(min(n, TARGETS), random=LEAST)
     longer = length + tokens
     stages = [
         ("recall", n, length, forward, batch),
@@ -230,25 +230,15 @@ def _interventions(facts: FactSet, effort: Effort, *, sites: int) -> int:
     def runs(others: Sequence[int]) -> int:
         """The same where each fact has so many other concepts to be swapped to."""
         random = directions_beside(min(effort.targets, *others), tests=tests)
-        swapped = sum(RESAMPLED + _trials(min(other, effort.targets), random=random) for other in others)
+        swapped = sum(RESAMPLED + trial_runs(min(other, effort.targets), random=random) for other in others)
         few = max(1, random // 2)
         second, third = (
-            sum(_dosed(min(other, most), random=few) for other in others)
+            sum(dosed_runs(min(other, most), random=few) for other in others)
             for most in (effort.dosed_targets, effort.open_targets)
         )
         return swapped + len(effort.doses) * second + bool(effort.doses) * third
 
     return max(runs([len(facts) - having[fact.answer] for fact in facts]), runs([len(having) - 1] * len(facts)))
-
-
-def _trials(targets: int, *, random: int) -> int:
-    """Return the runs that `mnemo.trials.run_trials` takes for one fact, at the most."""
-    return (7 + 2 * random) * targets + 6 + RIVALS * (1 + WITNESSES)
-
-
-def _dosed(targets: int, *, random: int) -> int:
-    """Return the runs of `mnemo.trials.run_dosed_swaps` for one fact and dose: swaps of two sorts and sufficiency."""
-    return SORTS * (1 + random) * targets + 2
 
 
 def _operations(shape: Shape, parameters: int, length: int) -> float:

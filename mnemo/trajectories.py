@@ -21,7 +21,8 @@ from mnemo.concepts import Bank, Reader, ReadsConcepts
 from mnemo.errors import MnemoError
 from mnemo.patching import Site, read_stream
 from mnemo.study_concepts import study_concepts
-from mnemo.trials import TestedFacts, run_trials
+from mnemo.tested_facts import TestedFacts
+from mnemo.trials import run_trials
 from mnemo.verdict import weigh
 
 if TYPE_CHECKING:

@@ -7,20 +7,16 @@ probabilities are of a single token at the last position.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mnemo.concept_vectors import ConceptTable, ConceptVectors, as_long
-from mnemo.patching import Answers, Patch, Site, ask, read_stream
-from mnemo.prompts import Prompt
-
-if TYPE_CHECKING:
-    from mnemo.model import Model
+from mnemo.patching import Patch, Site, read_stream
+from mnemo.tested_facts import Draws, Pairs, Swaps, TestedFacts, margin
 
 # Random directions beside each swap: so many that a fact which every swap moves, and no direction, is beyond chance
 # (UNLIKELY), after all tests are paid for. Where targets are few, that takes more of them; more than MOST never.
@@ -28,25 +24,6 @@ LEAST, MOST, UNLIKELY = 2, 64, 0.02
 RIVALS = 4  # other concepts with the same answer, at the most, that a fact is swapped to
 WITNESSES = 4  # facts of other concepts swapped to each of those, to see whether that works at all
 RESAMPLED = 3  # other facts whose concept stands in for a fact's own, one after the other
-
-
-@dataclass(frozen=True)
-class Swaps:
-    """What facts answer when swapped to each of their targets, and under random directions of the same norms.
-
-    Attributes:
-        top: the answer; -1 where a fact has fewer targets.
-        probability: of the answer predicted beforehand; NaN where a fact has fewer targets, as below.
-        margin: log-probability of the fact's own answer less that of the predicted one, in nats.
-        random_top: the answer under each random direction.
-        random_probability: of the predicted answer under each.
-    """
-
-    top: Int[Tensor, "fact target"]
-    probability: Float[Tensor, "fact target"]
-    margin: Float[Tensor, "fact target"]
-    random_top: Int[Tensor, "fact target random"]
-    random_probability: Float[Tensor, "fact target random"]
 
 
 @dataclass(frozen=True)
@@ -143,8 +120,8 @@ def run_trials(tested: TestedFacts, targets: Int[Tensor, "fact target"], *, seed
             the facts that are tested with it.
         random: how many of them beside each swap.
     """
-    pairs = _Pairs.of(targets, tested.table)
-    draw = _Draws.of(tested.facts, seed)
+    pairs = Pairs.of(targets, tested.table)
+    draw = Draws.of(tested.facts, seed)
     own, everyone = tested.own, torch.arange(len(tested.facts))
     by_cues = tested.swap(pairs, tested.between(pairs), draw, random=random)
     by_prompts = tested.swap(pairs, tested.between_prompts(pairs), draw, random=random)
@@ -170,6 +147,18 @@ def run_trials(tested: TestedFacts, targets: Int[Tensor, "fact target"], *, seed
     )
 
 
+def trial_runs(targets: int, *, random: int) -> int:
+    """Return the runs of the model that `run_trials` takes for one fact with so many targets, at the most."""
+    swaps = 2 * (1 + random)  # with vectors of cues and of prompts, each beside its random directions
+    effects = 2  # what the fact and what the other cue answers
+    direct = without_answer = whole = 1
+    final_state = 1  # which `direct` starts from
+    sufficient, ablated = 2, 2  # each with its control
+    same_concept, same_answer = 1, RIVALS * (1 + WITNESSES)
+    once = final_state + sufficient + ablated + same_concept + same_answer
+    return (swaps + effects + direct + without_answer + whole) * targets + once
+
+
 def run_dosed_swaps(
     tested: TestedFacts, targets: Int[Tensor, "fact target"], *, doses: Sequence[float], seed: int, random: int = 1
 ) -> list[DosedSwaps]:
@@ -182,8 +171,8 @@ def run_dosed_swaps(
         tested, targets, seed, random: as for `run_trials`.
         doses: multiples of the vectors that it adds.
     """
-    pairs = _Pairs.of(targets, tested.table)
-    draw = _Draws.of(tested.facts, seed, stream=1)
+    pairs = Pairs.of(targets, tested.table)
+    draw = Draws.of(tested.facts, seed, stream=1)
     predicted = pairs.table(pairs.wanted, empty=-1)
     by_cues, by_prompts = (  # one sort after the other: in that order each swap draws its directions
         [tested.swap(pairs, dose * step, draw, random=random) for dose in doses]
@@ -193,6 +182,12 @@ def run_dosed_swaps(
         DosedSwaps(dose, predicted, cues, prompts, *tested.suffice(targets, dose=dose))
         for dose, cues, prompts in zip(doses, by_cues, by_prompts, strict=True)
     ]
+
+
+def dosed_runs(targets: int, *, random: int) -> int:
+    """Return the runs that `run_dosed_swaps` takes for one fact with so many targets at one dose, at the most."""
+    swaps, sufficient = 2 * (1 + random), 2  # as in `trial_runs`
+    return swaps * targets + sufficient
 
 
 def run_resamples(tested: TestedFacts, *, seed: int) -> Float[Tensor, " fact"]:
@@ -228,139 +223,23 @@ def resampled(
         most: how many to draw.
     """
     whose = vectors.contributes
-    drawn = _Draws.of(facts, seed, stream=2).uniform(torch.arange(len(facts)), len(whose))
+    drawn = Draws.of(facts, seed, stream=2).uniform(torch.arange(len(facts)), len(whose))
     possible = (whose >= 0) & (whose != concepts[:, None])
     best = torch.where(possible, drawn, -1.0).topk(min(most, len(whose)), dim=1)
     return torch.where(best.values >= 0, whose[best.indices], -1)
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Every fact beside each of its targets: one trial each.
-
-    Attributes:
-        shape: facts and the most targets that one has.
-        row: the fact of each trial, counted among those tested.
-        column: which of its targets.
-        target: the concept swapped to.
-        wanted: the answer predicted for it.
-    """
-
-    shape: tuple[int, int]
-    row: Int[Tensor, " trial"]
-    column: Int[Tensor, " trial"]
-    target: Int[Tensor, " trial"]
-    wanted: Int[Tensor, " trial"]
-
-    @classmethod
-    def of(cls, targets: Int[Tensor, "fact target"], table: ConceptTable) -> _Pairs:
-        row, column = (targets >= 0).nonzero(as_tuple=True)
-        target = targets[row, column]
-        n, most = targets.shape
-        return cls((n, most), row, column, target, table.answers[target])
-
-    def table(self, values: Tensor, *, empty: float, chosen: Bool[Tensor, " trial"] | None = None) -> Tensor:
-        """Put a value for each trial, or for the chosen ones, where its fact and target are."""
-        chosen = torch.ones_like(self.row).bool() if chosen is None else chosen
-        table = torch.full((*self.shape, *values.shape[1:]), empty, dtype=values.dtype)
-        table[self.row[chosen], self.column[chosen]] = values
-        return table
-
-
-@dataclass(frozen=True)
-class TestedFacts:
-    """Facts whose state at one site can be replaced.
-
-    Attributes:
-        model: the model.
-        prompts: recall prompts of all facts in `vectors`.
-        facts: rows in `vectors` of those tested.
-        answers: their answer tokens.
-        concepts: the concept that each is thought to stand for.
-        table: all concepts.
-        vectors: their vectors at the site.
-    """
-
-    __test__ = False  # pytest takes classes of such a name for tests
-
-    model: Model
-    prompts: Sequence[Prompt]
-    facts: Int[Tensor, " fact"]
-    answers: Int[Tensor, " fact"]
-    concepts: Int[Tensor, " fact"]
-    table: ConceptTable
-    vectors: ConceptVectors
-
-    @property
-    def state(self) -> Float[Tensor, "fact d"]:
-        """The untouched states."""
-        return self.vectors.states[self.facts]
-
-    @property
-    def own(self) -> Float[Tensor, "fact d"]:
-        """The vectors of their concepts."""
-        return self.vectors.seen_by(self.facts, self.concepts)
-
-    def only(self, rows: Int[Tensor, " row"]) -> TestedFacts:
-        """Return some of them."""
-        facts, answers, concepts = self.facts[rows], self.answers[rows], self.concepts[rows]
-        return replace(self, facts=facts, answers=answers, concepts=concepts)
-
-    def ask(self, known: Tensor, wanted: Tensor, patch: Patch | None = None) -> Answers:
-        """Ask facts, given by their rows in `vectors`, for the tokens beside them."""
-        return ask(self.model, [self.prompts[i] for i in known.tolist()], wanted, patch=patch)
-
-    def place(self, rows: Tensor, states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Put a state in place of a fact's own; its answer, and the probability of the one wanted."""
-        said = self.ask(self.facts[rows], wanted[:, None], Patch(self.vectors.site, states))
-        return said.top, said.logprob[:, 0].exp()
-
-    def between(self, pairs: _Pairs) -> Float[Tensor, "trial d"]:
-        """What takes each fact to its target, by vectors of cues."""
-        return self.vectors.between(self.facts[pairs.row], self.concepts[pairs.row], pairs.target)
-
-    def between_prompts(self, pairs: _Pairs) -> Float[Tensor, "trial d"]:
-        """The same by vectors of the concepts' own prompts."""
-        return self.vectors.from_prompts[pairs.target] - self.vectors.from_prompts[self.concepts[pairs.row]]
-
-    def swap(self, pairs: _Pairs, step: Float[Tensor, "trial d"], draw: _Draws, *, random: int) -> Swaps:
-        """Add a step to each state, and `random` random directions as long."""
-        state = self.state[pairs.row]
-        both = torch.stack([self.answers[pairs.row], pairs.wanted], 1)
-        said = self.ask(self.facts[pairs.row], both, Patch(self.vectors.site, state + step))
-        noise = [as_long(draw.normal(pairs.row, step.shape[1]), step) for _ in range(random)]
-        control = [self.place(pairs.row, state + direction, pairs.wanted) for direction in noise]
-        return Swaps(
-            top=pairs.table(said.top, empty=-1),
-            probability=pairs.table(said.logprob[:, 1].exp(), empty=torch.nan),
-            margin=pairs.table(_margin(said), empty=torch.nan),
-            random_top=pairs.table(torch.stack([top for top, _ in control], -1), empty=-1),
-            random_probability=pairs.table(torch.stack([p for _, p in control], -1), empty=torch.nan),
-        )
-
-    def suffice(
-        self, targets: Int[Tensor, "fact target"], *, dose: float = 1.0
-    ) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"]]:
-        """Probability of each answer with the mean state plus the own concept, and plus that of the first target."""
-        rows = (targets[:, 0] >= 0).nonzero()[:, 0]
-        other = self.vectors.seen_by(self.facts[rows], targets[rows, 0])
-        control = torch.full((len(self.facts),), torch.nan)
-        control[rows] = self.place(rows, self.vectors.mean + dose * other, self.answers[rows])[1]
-        everyone = torch.arange(len(self.facts))
-        return self.place(everyone, self.vectors.mean + dose * self.own, self.answers)[1], control
-
-
-def _effects(tested: TestedFacts, pairs: _Pairs, swaps: Swaps) -> tuple[Tensor, Tensor]:
+def _effects(tested: TestedFacts, pairs: Pairs, swaps: Swaps) -> tuple[Tensor, Tensor]:
     """By how much logit(answer) - logit(predicted answer) drops under each swap, and under the whole other cue."""
     both = torch.stack([tested.answers[pairs.row], pairs.wanted], 1)
-    before = pairs.table(_margin(tested.ask(tested.facts[pairs.row], both)), empty=torch.nan)
+    before = pairs.table(margin(tested.ask(tested.facts[pairs.row], both)), empty=torch.nan)
     donor = tested.vectors.first_context(pairs.target)
     there = donor >= 0
-    other_cue = pairs.table(_margin(tested.ask(donor[there], both[there])), empty=torch.nan, chosen=there)
+    other_cue = pairs.table(margin(tested.ask(donor[there], both[there])), empty=torch.nan, chosen=there)
     return before - swaps.margin, before - other_cue
 
 
-def _direct(tested: TestedFacts, pairs: _Pairs) -> Int[Tensor, "fact target"]:
+def _direct(tested: TestedFacts, pairs: Pairs) -> Int[Tensor, "fact target"]:
     """Answers when each swap's change goes straight to the final norm."""
     if tested.vectors.site.position != -1:
         return torch.full(pairs.shape, -1)
@@ -370,7 +249,7 @@ def _direct(tested: TestedFacts, pairs: _Pairs) -> Int[Tensor, "fact target"]:
     return pairs.table(said.top, empty=-1)
 
 
-def _without_answer(tested: TestedFacts, pairs: _Pairs) -> Int[Tensor, "fact target"]:
+def _without_answer(tested: TestedFacts, pairs: Pairs) -> Int[Tensor, "fact target"]:
     """Answers when the directions of the answers are taken out of both vectors of each swap."""
     vectors, facts, own = tested.vectors, tested.facts[pairs.row], tested.concepts[pairs.row]
     bare, has_direction = vectors.without_answer(facts, pairs.target, tested.table.answers)
@@ -382,7 +261,7 @@ def _without_answer(tested: TestedFacts, pairs: _Pairs) -> Int[Tensor, "fact tar
     return pairs.table(top, empty=-1, chosen=possible)
 
 
-def _whole(tested: TestedFacts, pairs: _Pairs) -> Int[Tensor, "fact target"]:
+def _whole(tested: TestedFacts, pairs: Pairs) -> Int[Tensor, "fact target"]:
     """Answers with the whole state of a cue that evokes the target."""
     donor = tested.vectors.first_context(pairs.target)
     there = donor >= 0
@@ -401,7 +280,7 @@ def _same_concept(tested: TestedFacts) -> Float[Tensor, " fact"]:
     return kept
 
 
-def _same_answer(tested: TestedFacts, draw: _Draws) -> Float[Tensor, " fact"]:
+def _same_answer(tested: TestedFacts, draw: Draws) -> Float[Tensor, " fact"]:
     """Probability of each answer, the mean over swaps to other concepts that have it."""
     table, vectors = tested.table, tested.vectors
     drawn = draw.uniform(torch.arange(len(tested.facts)), len(table))
@@ -445,37 +324,3 @@ def _witnesses(
     possible = (whose >= 0) & (table.answers[whose] != table.answers[rivals][:, None])
     best = torch.where(possible, drawn, -1.0).topk(min(WITNESSES, len(whose)), dim=1)
     return torch.where(best.values >= 0, best.indices, -1)
-
-
-def _margin(said: Answers) -> Float[Tensor, " row"]:
-    """First minus second log-probability asked for, which is the difference of their logits."""
-    return said.logprob[:, 0] - said.logprob[:, 1]
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """Random numbers for some facts, each from a stream of its own."""
-
-    streams: tuple[torch.Generator, ...]
-
-    @classmethod
-    def of(cls, facts: Int[Tensor, " fact"], seed: int, *, stream: int = 0) -> _Draws:
-        """Make the streams, `stream` being 0, 1 or 2.
-
-        Two that differ in fact or `stream` are unlike, and so are those of all but a few pairs of seeds (below 2**31).
-        """
-        # (Torch reads the lowest 32 bits of a seed; no study has so many facts that they reach the highest of these.)
-        pair, odd = divmod(stream, 2)
-        seeds = ((pair << 31) + (seed * 1_000_003 + fact) * 2 + odd for fact in facts.tolist())
-        return cls(tuple(torch.Generator().manual_seed(number) for number in seeds))
-
-    def normal(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
-        return self._drawn(torch.randn, rows, width)
-
-    def uniform(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
-        return self._drawn(torch.rand, rows, width)
-
-    def _drawn(self, kind: Callable[..., Tensor], rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
-        """A row of numbers for each of `rows` (which fact, counted among these), in their order."""
-        drawn = [kind(1, width, generator=self.streams[row]) for row in rows.tolist()]
-        return torch.cat(drawn) if drawn else torch.empty(0, width)

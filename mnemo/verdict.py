@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import special, stats
 from torch import Tensor
 
-from mnemo.trials import DosedSwaps, Swaps, Trials
+from mnemo.tested_facts import Swaps
+from mnemo.trials import DosedSwaps, Trials
 
 Tier = Literal["mnemonic", "shared-intermediate", "rote", "unsure", "not-recalled"]
 

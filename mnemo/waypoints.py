@@ -18,7 +18,8 @@ from mnemo.concepts import ReadsConcepts
 from mnemo.contrasts import Contrast
 from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.prompts import Prompt
-from mnemo.trials import TestedFacts, run_trials
+from mnemo.tested_facts import TestedFacts
+from mnemo.trials import run_trials
 from mnemo.verdict import MOVED, UNTOUCHED, weigh
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from mnemo.concept_vectors import ConceptVectors
 from mnemo.doses import CURVES, dose_curves
 from mnemo.errors import MnemoError
 from mnemo.patching import Site
-from mnemo.trials import RESAMPLED, _Draws, resampled
+from mnemo.tested_facts import Draws
+from mnemo.trials import RESAMPLED, resampled
 
 
 def first(world, kind: str) -> str:
@@ -76,7 +77,7 @@ def test_facts_to_resample_are_drawn_alike_whatever_is_drawn_beside_them():
 
 def test_streams_of_random_numbers_are_unlike():
     def first(fact: int, seed: int, stream: int) -> float:
-        return float(_Draws.of(torch.tensor([fact]), seed, stream=stream).uniform(torch.tensor([0]), 1))
+        return float(Draws.of(torch.tensor([fact]), seed, stream=stream).uniform(torch.tensor([0]), 1))
 
     drawn = [first(f, seed, stream) for f in range(4) for seed in (0, 1, 2**31 - 1) for stream in (0, 1, 2)]
     assert len(set(drawn)) == len(drawn)

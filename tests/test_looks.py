@@ -13,7 +13,8 @@ from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
 from mnemo.study_concepts import study_concepts
-from mnemo.trials import TestedFacts, directions_beside, run_dosed_swaps, run_trials
+from mnemo.tested_facts import TestedFacts
+from mnemo.trials import directions_beside, run_dosed_swaps, run_trials
 from mnemo.verdict import undecided, unsettled, weigh, weigh_doses, with_doses
 from tests.lexicon import PHRASES
 

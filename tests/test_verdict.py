@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mnemo.trials import LEAST, MOST, UNLIKELY, DosedSwaps, Swaps, Trials, directions_beside, smallest_p
+from mnemo.tested_facts import Swaps
+from mnemo.trials import LEAST, MOST, UNLIKELY, DosedSwaps, Trials, directions_beside, smallest_p
 from mnemo.verdict import carried, judge, undecided, unsettled, weigh, weigh_doses, with_doses
 
 ANSWER, OTHER = 5, 9

@@ -30,7 +30,8 @@ from mnemo.model import Model, load
 from mnemo.multipliers import averaged_multipliers
 from mnemo.patching import Patch, Site, ask, read_stream
 from mnemo.prompts import AnswerToken, Prompt
-from mnemo.trials import TestedFacts, run_trials
+from mnemo.tested_facts import TestedFacts
+from mnemo.trials import run_trials
 from mnemo.verdict import weigh
 from mnemo.waypoints import sites_at
 
