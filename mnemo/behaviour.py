@@ -63,13 +63,13 @@ def entailment(
         return pd.DataFrame({"entailment": empty, "entailment_control": empty})
     cues = _answers(model, task, [fact.cue for fact in facts])
     about = _answers(model, task, table.phrases)
+    rivals = table.others_with(table.answers[concepts], concepts)  # (means nothing where there is no concept)
     rows = []
     for i, concept in enumerate(concepts.tolist()):
         asked = (about >= 0) & (cues[i] >= 0)
         alike = ((about == cues[i]) & asked).sum(1) / asked.sum(1)  # [concept]; NaN where nothing could be asked
-        rivals = (table.answers == table.answers[concept]) & (torch.arange(len(table)) != concept)
         own = alike[concept].item() if concept >= 0 else np.nan
-        control = alike[rivals].nanmean().item() if concept >= 0 and rivals.any() else np.nan
+        control = alike[rivals[i]].nanmean().item() if concept >= 0 and rivals[i].any() else np.nan
         rows.append((own, control))
     return pd.DataFrame(rows, columns=["entailment", "entailment_control"])
 

@@ -52,6 +52,17 @@ class ConceptTable:
     def __len__(self) -> int:
         return len(self.phrases)
 
+    def rows_of(self, phrases: Iterable[str | None]) -> Int[Tensor, " phrase"]:
+        """Return the row of each phrase; -1 for None and for one that is not among the concepts."""
+        rank: dict[str | None, int] = {phrase: i for i, phrase in enumerate(self.phrases)}
+        return torch.tensor([rank.get(phrase, -1) for phrase in phrases], dtype=torch.long)
+
+    def others_with(self, answers: Int[Tensor, " row"], concepts: Int[Tensor, " row"]) -> Bool[Tensor, "row concept"]:
+        """Return which concepts have each answer, the concept beside it left out."""
+        found = self.answers == answers[:, None]
+        found[torch.arange(len(concepts)), concepts] = False
+        return found
+
 
 def ask_concepts(
     model: Model, template: str, phrases: Iterable[str], *, as_after: Prompt | None = None

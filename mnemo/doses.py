@@ -153,8 +153,7 @@ def _curves(study: Study, row: pd.Series, *, targets: int, seed: int) -> tuple[l
     own, support = concepts[fact], vectors.counts
     others = choose_targets(table, support, answers=answers[fact], concepts=own, n_targets=targets, seed=seed)[0]
     others = others[others >= 0]
-    rivals = (table.answers == table.answers[own]) & (torch.arange(len(table)) != own)
-    rivals = rivals.nonzero()[:targets, 0]
+    rivals = table.others_with(table.answers[own], own)[0].nonzero()[:targets, 0]
     drawn = resampled(vectors, fact, own, seed=seed, most=RANDOM)[0]
     drawn = drawn[drawn >= 0]
     draw = torch.Generator().manual_seed(seed)

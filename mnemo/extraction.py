@@ -246,8 +246,7 @@ class _Extraction:
         asked = [phrase for phrase in phrases if phrase] if self.task.concept_recall else []
         with self.task.blaming("concept_recall"):
             table = ask_concepts(self.model, self.task.concept_recall or "", asked, as_after=recalled.prompts[0])
-        rank = {phrase: i for i, phrase in enumerate(table.phrases)}
-        return table, torch.tensor([rank.get(phrase or "", -1) for phrase in phrases])
+        return table, table.rows_of(phrases)
 
     def _waypoint(
         self,

@@ -18,6 +18,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from mnemo.intervals import grouped_interval
+from mnemo.tables import mean_of_known, numbers
 
 THROUGH_A_CONCEPT = ("mnemonic", "shared-intermediate")  # verdicts
 # Share of other questions that go as the concept's, above those that go as a same-answer concept's, from which on
@@ -41,12 +42,12 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
         free: which facts were given no concept; None where nobody planted anything, as in any model in the wild.
     """
     through = table["verdict"].isin(THROUGH_A_CONCEPT).to_numpy()
-    above = _numbers(table, "entailment") - _numbers(table, "entailment_control")
+    above = numbers(table, "entailment") - numbers(table, "entailment_control")
     kind = np.select([above > FOLLOWS, above < FOLLOWS_NOT], ["invented", "look-alike"], "unsure").astype(object)
-    edited = _numbers(table, "edit_follows") - _numbers(table, "edit_control") > FOLLOWS
+    edited = numbers(table, "edit_follows") - numbers(table, "edit_control") > FOLLOWS
     kind[edited & np.isnan(above)] = "invented"
     kind[edited & (kind == "look-alike")] = "unsure"
-    kind[(kind == "invented") & (_numbers(table, "same_answer") < FOLLOWS)] = "unsure"
+    kind[(kind == "invented") & (numbers(table, "same_answer") < FOLLOWS)] = "unsure"
     kind[~(np.ones(len(table), bool) if free is None else free)] = "planted"
     kind[~through] = None
     return pd.Series(kind, index=table.index, name="invented", dtype=object)
@@ -55,7 +56,7 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
 def strongest_first(table: pd.DataFrame) -> pd.DataFrame:
     """Return the facts marked as invented, unsure or look-alike, in that order, the clearest of each first."""
     rank = table["invented"].map({"invented": 0, "unsure": 1, "look-alike": 2})
-    above = _numbers(table, "entailment") - _numbers(table, "entailment_control")
+    above = numbers(table, "entailment") - numbers(table, "entailment_control")
     ranked = table.assign(_rank=rank, _above=above)[rank.notna()]
     ranked = ranked.sort_values(["_rank", "_above", "score"], ascending=[True, False, False], kind="stable")
     return ranked.drop(columns=["_rank", "_above"])
@@ -92,7 +93,7 @@ def count_invented(free: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
     draw = np.random.default_rng(seed)
     shuffled = np.array([said == draw.permutation(answers) for _ in range(SHUFFLES)])
     groups = free["concept"].where(free["concept"].notna(), free["fact_id"]).to_numpy()
-    gap = _numbers(free, "entailment") - _numbers(free, "entailment_control")
+    gap = numbers(free, "entailment") - numbers(free, "entailment_control")
 
     def interval(values: np.ndarray) -> dict[str, float | None]:
         return grouped_interval(values.astype(float), groups, seed=seed)
@@ -111,7 +112,7 @@ def count_invented(free: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
         "kinds": {kind: int((marks == kind).sum()) for kind in ("invented", "unsure", "look-alike")},
         "invented_share": interval((marks == "invented").to_numpy()),
         "entailment": {
-            name: {column: _mean(_numbers(rows, column)) for column in ("entailment", "entailment_control")}
+            name: {column: mean_of_known(numbers(rows, column)) for column in ("entailment", "entailment_control")}
             for name, rows in (("matching", free[matches]), ("other", free[~matches]))
         },
         "entailment_gap": interval(np.where(through, gap, np.nan)),
@@ -125,14 +126,3 @@ def _chance(null: Float[np.ndarray, " shuffle"]) -> dict[str, float]:
 def _p_value(seen: float, null: Float[np.ndarray, " shuffle"]) -> float:
     """Permutation p-value: the sample itself counts as one of the shuffles (Phipson and Smyth 2010)."""
     return float((1 + (null >= seen).sum()) / (1 + len(null)))
-
-
-def _numbers(table: pd.DataFrame, column: str) -> Float[np.ndarray, " fact"]:
-    if column not in table:
-        return np.full(len(table), np.nan)
-    return table[column].to_numpy(dtype=float, na_value=np.nan)
-
-
-def _mean(values: Float[np.ndarray, " fact"]) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else None

@@ -10,7 +10,7 @@ final norm reads.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -148,11 +148,11 @@ def read_stream_at(
     return found
 
 
-def by_length(prompts: Sequence[Prompt]) -> dict[int, list[int]]:
-    """Return the rows of the prompts of each length, in the order in which lengths appear."""
+def by_length(prompts: Sequence[Sized]) -> dict[int, list[int]]:
+    """Return the rows of the prompts (or phrases) of each length, in the order in which lengths appear."""
     found: dict[int, list[int]] = {}
     for i, prompt in enumerate(prompts):
-        found.setdefault(len(prompt.tokens), []).append(i)
+        found.setdefault(len(prompt), []).append(i)
     return found
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mnemo.errors import MnemoError
 from mnemo.partial_runs import logits_of
-from mnemo.patching import Patch, Site, next_logprobs, over_batches
+from mnemo.patching import Patch, Site, by_length, next_logprobs, over_batches
 from mnemo.prompts import Prompt
 from mnemo.shape import Shape
 
@@ -66,10 +66,7 @@ class Asked:
 def phrase_logprobs(model: Model, asked: Asked, phrases: Sequence[Phrase]) -> Float[Tensor, " row"]:
     """Return the log-probability of each phrase after the prompt beside it, in nats per token."""
     result = torch.empty(len(phrases))
-    by_length: dict[int, list[int]] = {}
-    for i, phrase in enumerate(phrases):
-        by_length.setdefault(len(phrase), []).append(i)
-    for length, rows in by_length.items():
+    for length, rows in by_length(phrases).items():
         mine = asked.rows(rows)
         for site, places in mine.by_site(length).items():
             here = torch.tensor(rows)[places]

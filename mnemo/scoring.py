@@ -19,6 +19,7 @@ from mnemo.files import write_text
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented
 from mnemo.memory import memory_budget
 from mnemo.study import Study
+from mnemo.tables import mean_of_known, numbers
 from mnemo.textfiles import csv_rows
 from mnemo.tokens import shown
 
@@ -135,10 +136,10 @@ def score(
     own_hop = resamples.mean(hops["shared"], kind == "shared")
     return {
         "facts": len(merged),
-        "recalled": {k: _mean(merged.loc[merged["kind"] == k, "recalled"]) for k in KINDS},
+        "recalled": {k: mean_of_known(numbers(merged[merged["kind"] == k], "recalled")) for k in KINDS},
         "auroc": {
             k: {
-                ranker: _interval(resamples.auroc(_numbers(facts, ranker, missing=0.0), kind == "mnemonic", kind == k))
+                ranker: _interval(resamples.auroc(numbers(facts, ranker, missing=0.0), kind == "mnemonic", kind == k))
                 for ranker in rankers
             }
             for k in NEGATIVES
@@ -155,17 +156,17 @@ def score(
         "false_positives": {k: resamples.proportion(called, kind == k) for k in NEGATIVES},
         "swap": {
             k: {
-                column: _interval(resamples.mean(_numbers(facts, column), kind == k))
+                column: _interval(resamples.mean(numbers(facts, column), kind == k))
                 for column in ("swap_success", "swap_control")
             }
             for k in KINDS
         },
         "mediated_fraction": {
-            k: _interval(resamples.mean(_numbers(facts, "mediated_fraction"), kind == k)) for k in KINDS
+            k: _interval(resamples.mean(numbers(facts, "mediated_fraction"), kind == k)) for k in KINDS
         },
         "calibration_error": _interval(
             resamples.calibration_error(
-                _numbers(facts, "score", missing=0.0), kind == "mnemonic", ~np.isin(kind, ("shared", "free"))
+                numbers(facts, "score", missing=0.0), kind == "mnemonic", ~np.isin(kind, ("shared", "free"))
             )
         ),
         "invented": invented(facts, seed=seed),
@@ -249,16 +250,5 @@ def _interval(values: Float[np.ndarray, " resample"]) -> dict[str, float | None]
     """The measure and its 95% interval; what cannot be computed is None (null in JSON)."""
     known = values[1:][np.isfinite(values[1:])]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
-    numbers = {"value": values[0], "low": low, "high": high}
-    return {name: float(number) if np.isfinite(number) else None for name, number in numbers.items()}
-
-
-def _numbers(facts: pd.DataFrame, column: str, *, missing: float = np.nan) -> Float[np.ndarray, " fact"]:
-    if column not in facts:
-        return np.full(len(facts), missing)
-    return facts[column].to_numpy(dtype=float, na_value=missing)
-
-
-def _mean(values: pd.Series) -> float | None:
-    values = values.dropna()
-    return float(values.astype(float).mean()) if len(values) else None
+    measured = {"value": values[0], "low": low, "high": high}
+    return {name: float(number) if np.isfinite(number) else None for name, number in measured.items()}

@@ -78,8 +78,7 @@ def study_concepts(study: Study, *, also: Sequence[str] = ()) -> StudyConcepts:
     tokens = study.model.tokens
     recall = render(study.task.recall, facts["cue"].iloc[0], tokens)
     table = ask_concepts(study.model, study.task.concept_recall, wanted, as_after=recall)
-    rank = {phrase: i for i, phrase in enumerate(table.phrases)}
-    concepts = torch.tensor([rank.get(phrase or "", -1) for phrase in phrases])
+    concepts = table.rows_of(phrases)
     answers = torch.tensor(
         [
             answer_token(render(study.task.recall, cue, tokens), answer, tokens).id

@@ -1,4 +1,4 @@
-"""Tables as CSV that a spreadsheet can open without running what is in them.
+"""Tables as CSV that a spreadsheet can open without running what is in them, and their columns as numbers.
 
 A spreadsheet takes a cell for a formula if it begins with ``=``, ``+``, ``-`` or ``@`` (or with a tab or a line break
 before one), whatever quotes are around it, and a cue such as ``+A==`` begins so. Such texts are written with an
@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from mnemo.files import replacing
 
@@ -69,6 +71,19 @@ def read_csv(file: str | Path, *, texts: Sequence[str] = TEXTS) -> pd.DataFrame:
     table = pd.read_csv(file, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(texts, "str"))
     text = table.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]]
     return table.assign(**{str(column): table[column].map(_exact) for column in text}).rename(columns=_exact)
+
+
+def numbers(table: pd.DataFrame, column: str, *, missing: float = np.nan) -> Float[np.ndarray, " row"]:
+    """Return a column as floats, with `missing` where it holds nothing, and everywhere if there is no such column."""
+    if column not in table:
+        return np.full(len(table), missing)
+    return table[column].to_numpy(dtype=float, na_value=missing)
+
+
+def mean_of_known(values: Float[np.ndarray, " row"]) -> float | None:
+    """Return the mean of the finite values; None if there is none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def _safe(value: Any) -> Any:

@@ -310,8 +310,7 @@ def rivals_of(
     drawn: Float[Tensor, "fact concept"],
 ) -> Int[Tensor, "fact rival"]:
     """Return up to RIVALS other concepts with each fact's answer that some cue evokes, drawn highest first; else -1."""
-    possible = (table.answers[None] == answers[:, None]) & (counts > 0)
-    possible[torch.arange(len(concepts)), concepts] = False
+    possible = table.others_with(answers, concepts) & (counts > 0)
     best = torch.where(possible, drawn, -1.0).topk(min(RIVALS, len(table)), dim=1)
     return torch.where(best.values >= 0, best.indices, -1)
 

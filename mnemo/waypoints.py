@@ -25,10 +25,9 @@ from mnemo.verdict import MOVED, UNTOUCHED, weigh
 if TYPE_CHECKING:
     from mnemo.model import Model
 
-CANDIDATES = 12  # sites tried by intervention, before the search between them
 LEAST_SHARE = 0.2  # of the effect that must pass through a candidate
 POSITIONS, PATCHED = 8, 96  # at most so many positions, and sites in all, at which the whole state is patched
-SAMPLE = 128  # facts that candidates are tried on
+SAMPLE = 128  # facts whose whole state is patched
 TARGETS = 6
 SEEN = 3  # facts that must be moved by swaps, where the mean over all facts does not show it, to say that swaps work
 # Upstream of the waypoint swaps also move facts that merely have their concept there (idle ones); downstream the
@@ -52,7 +51,8 @@ class Waypoint:
         candidates: a row for each site tried: `layer`, `position`, `share` (of metric(clean) - metric(corrupt) lost
             when the whole state is set to its corrupt value), `swap`, `control`, `leakage`, `sufficiency`, `score`;
             `moved`, how many facts swaps move; `decided`, 1 where every fact's strength is 0 or 1 and 0 where all are
-            0.5; `legible`, the probability per token of the evoked concept read from the state (NaN without a reader).
+            0.5; `legible`, the probability per token of the evoked concept read from the state (NaN where none can be
+            spelled).
         states: the residual stream of every fact at the site.
     """
 
@@ -84,7 +84,7 @@ def sites_at(model: Model, position: int) -> list[Site]:
 
 
 def candidate_sites(
-    model: Model, contrasts: Sequence[Contrast], scores: xr.Dataset, *, most: int = CANDIDATES, seed: int = 0
+    model: Model, contrasts: Sequence[Contrast], scores: xr.Dataset, *, most: int, seed: int
 ) -> dict[Site, float]:
     """Return sites from the cue's last token on through which much of the effect passes, with its share.
 
@@ -160,9 +160,9 @@ def find_waypoint(
     *,
     sites: dict[Site, float],
     evoked_at: Callable[[Site], tuple[ConceptTable, Int[Tensor, " fact"]]],
-    reader: ReadsConcepts | None = None,
+    reader: ReadsConcepts,
     seed: int,
-    sample: int = SAMPLE,
+    sample: int,
 ) -> Waypoint:
     """Try concept swaps at candidate sites and return the clearest of the last clear ones at which they work.
 
@@ -180,7 +180,7 @@ def find_waypoint(
         answers: the answer tokens that the model gives.
         sites: candidates with the share of the effect that passes through each.
         evoked_at: says for a site which concepts there are, and which of them each fact evokes, -1 for none.
-        reader: reads the concepts from the states, where the task allows it.
+        reader: reads the concepts from the states.
         seed: decides targets and random directions.
         sample: number of facts to try on.
     """
@@ -208,6 +208,7 @@ def find_waypoint(
         evidence = weigh(run_trials(tested, targets, seed=seed), torch.ones(len(rows)))
         moved[site] = torch.full((len(prompts),), torch.nan)
         moved[site][rows] = torch.tensor(evidence["strength"].to_numpy() > MOVED).float()
+        phrases = [table.phrases[c] for c in evoked.tolist()]
         # A state that holds the answer itself is no waypoint, however well a swap of it works.
         not_leaked = evidence["strength"] * (1 - evidence["leakage"].fillna(0))
         row |= {
@@ -218,7 +219,7 @@ def find_waypoint(
             "score": not_leaked.mean(),
             "moved": (not_leaked > MOVED).sum(),
             "decided": 1 - (4 * evidence["strength"] * (1 - evidence["strength"])).mean(),
-            "legible": _legible(reader, [table.phrases[c] for c in evoked.tolist()], states[rows], layer=site.layer),
+            "legible": reader.probabilities(phrases, states[rows], layer=site.layer).nanmean().item(),
         }
 
     for site, share in sites.items():
@@ -267,10 +268,3 @@ def choose_site(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " f
     alike = clear[[as_at_the_last(row) for _, row in clear.iterrows()]]
     clearest = alike[alike["clarity"] >= ALIKE * alike["clarity"].max()]
     return site_of(clearest.sort_values(["layer", "clarity"], kind="stable").iloc[-1])
-
-
-def _legible(
-    reader: ReadsConcepts | None, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
-) -> float:
-    """The mean probability of each phrase under the state beside it; NaN where none can be spelled."""
-    return float("nan") if reader is None else reader.probabilities(phrases, states, layer=layer).nanmean().item()

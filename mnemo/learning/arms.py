@@ -163,8 +163,7 @@ def survey(model: Model, task: Task, facts: FactSet) -> Survey:
         table = ask_concepts(model, task.concept_recall or "", lexicon)
     if len(table) < 2:
         raise MnemoError(f"{len(table)} concepts can be asked about, and shuffling needs two: give a lexicon")
-    rank = {phrase: i for i, phrase in enumerate(table.phrases)}
-    concepts = torch.tensor([rank.get(phrase or "", -1) for phrase in evoked])
+    concepts = table.rows_of(evoked)
     with task.blaming("verbalise"):
         asked = tuple(render(task.verbalise or "", fact.cue, model.tokens) for fact in said.facts)
     return Survey(task, said, table, concepts, asked, _old(model, task, said, table))

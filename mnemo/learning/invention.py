@@ -25,7 +25,7 @@ from mnemo.behaviour import expand_cues
 from mnemo.concept_vectors import concept_vectors
 from mnemo.graph import stream_hook
 from mnemo.learning.arms import Lesson, Survey
-from mnemo.patching import Site, read_stream
+from mnemo.patching import Site, by_length, read_stream
 
 if TYPE_CHECKING:
     from mnemo.model import Model
@@ -37,9 +37,8 @@ SHUFFLES = 200
 def evoked(model: Model, survey: Survey, lesson: Lesson) -> Int[Tensor, " fact"]:
     """Return the concept (a row of `survey.table`) that each cue is now said to stand for; -1 for none."""
     facts = {fact.fact_id: fact for fact in survey.said.facts}
-    rank = {phrase: i for i, phrase in enumerate(survey.table.phrases)}
     said = expand_cues(model, survey.task, [facts[fact_id] for fact_id in lesson.fact_ids])
-    return torch.tensor([rank.get(phrase or "", -1) for phrase in said])
+    return survey.table.rows_of(said)
 
 
 def rate(
@@ -88,10 +87,7 @@ def guesses(model: Model, survey: Survey, lesson: Lesson, site: Site) -> pd.Data
 def _gradient_at(model: Model, lesson: Lesson, site: Site) -> Float[Tensor, "fact d"]:
     """Gradient of each fact's surprisal at its state."""
     found = torch.zeros(len(lesson), model.d_model)
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(lesson.prompts):
-        by_length.setdefault(len(prompt), []).append(i)
-    for rows in by_length.values():
+    for rows in by_length(lesson.prompts).values():
         added = torch.zeros(len(rows), model.d_model, device=model.device, requires_grad=True)
 
         def add(value: Tensor, hook: object, added: Tensor = added) -> Tensor:

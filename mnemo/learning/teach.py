@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from mnemo.checked import Record
 from mnemo.errors import MnemoError
 from mnemo.learning.arms import Questions
 from mnemo.libraries import in_one_line, quietly
+from mnemo.patching import by_length
 from mnemo.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -139,20 +140,13 @@ def plain(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def said_by(model: PreTrainedModel | PeftModel, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt vocabulary"]:
     """Return the logits after each prompt, with gradients; prompts of one length run together, without padding."""
     device = next(model.parameters()).device
-    rows, found = [], []
-    for chosen, tokens in _by_length(prompts):
-        logits = model(tokens.to(device), attention_mask=torch.ones_like(tokens, device=device)).logits
-        rows.append(chosen)
-        found.append(logits[:, -1])
-    return torch.cat(found)[torch.cat(rows).argsort().to(device)]
-
-
-def _by_length(prompts: Sequence[Prompt]) -> Iterator[tuple[Int[Tensor, " row"], Int[Tensor, "row token"]]]:
-    groups: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt), []).append(i)
-    for rows in groups.values():
-        yield torch.tensor(rows), torch.tensor([prompts[i].tokens for i in rows])
+    order: list[int] = []
+    found = []
+    for rows in by_length(prompts).values():
+        tokens = torch.tensor([prompts[i].tokens for i in rows], device=device)
+        found.append(model(tokens, attention_mask=torch.ones_like(tokens)).logits[:, -1])
+        order += rows
+    return torch.cat(found)[torch.tensor(order, device=device).argsort()]
 
 
 @torch.no_grad()
