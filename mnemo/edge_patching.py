@@ -31,13 +31,12 @@ from mnemo.activations import (
     writer_hooks,
 )
 from mnemo.attribution_runs import Direction, checked_direction
-from mnemo.blocks import normalise
 from mnemo.errors import MnemoError
 from mnemo.graph import Reader, Writer, empty_edges, readers, seen_by, stream_hook, writers
 from mnemo.memory import fit, in_pieces
 from mnemo.partial_runs import Change, run_from
 from mnemo.patching import metric, over_batches, require_contrasts
-from mnemo.readers import check_readers, input_hooks, project, seen
+from mnemo.readers import behind_reader, check_readers, input_hooks, put, seen
 from mnemo.shape import Shape
 
 if TYPE_CHECKING:
@@ -216,23 +215,12 @@ def _changes(
         row = torch.tensor(rows, device=step.device)
         head = torch.tensor([parts[i].head for i in rows], device=step.device)
         stream = seen(model, base, kind, layer)[fact[row], position[row]] + step[row]
-        if kind == "mlp":
-            spots, new = (row, position[row]), normalise(model, "mlp", layer, stream)
-        else:
-            spots = (row, position[row], head)
-            new = project(model, kind, layer, stream)[torch.arange(len(rows), device=head.device), head]
-        name = f"blocks.{layer}.mlp.hook_in" if kind == "mlp" else f"blocks.{layer}.attn.hook_{kind}"
-        apart = [new.shape[-1]] if kind == "mlp" else [model.n_heads if kind == "q" else model.n_kv_heads, -1]
-        shape = (len(parts), base.tokens.shape[1], *apart)
-        changes[name] = partial(_put, shape=shape, spots=spots, new=new)
+        name, new = behind_reader(model, kind, layer, stream)
+        shape, spots = (len(parts), base.tokens.shape[1], *new.shape[1:]), (row, position[row])
+        if kind != "mlp":
+            spots, new = (*spots, head), new[torch.arange(len(rows), device=head.device), head]
+        changes[name] = partial(put, shape=shape, spots=spots, new=new)
     return changes
-
-
-def _put(value: Tensor, *, shape: tuple[int, ...], spots: tuple[Tensor, ...], new: Tensor) -> Tensor:
-    """Put new values at some spots of a value seen in another shape."""
-    patched = value.clone()
-    patched.view(shape)[spots] = new.to(patched)
-    return patched
 
 
 # ---- paths

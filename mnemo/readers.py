@@ -69,6 +69,25 @@ def project(model: Model, kind: str, layer: int, stream: Float[Tensor, "*row d"]
     return found if bias is None else found + bias
 
 
+def behind_reader(
+    model: Model, kind: str, layer: int, stream: Float[Tensor, "row d"]
+) -> tuple[str, Float[Tensor, "row ..."]]:
+    """Return the hook behind the readers of a kind in a block, and what it holds where the stream they see is this.
+
+    For q, k and v that is what every head reads, [row, head, e]; for an MLP [row, d].
+    """
+    if kind == "mlp":
+        return f"blocks.{layer}.mlp.hook_in", normalise(model, kind, layer, stream)
+    return f"blocks.{layer}.attn.hook_{kind}", project(model, kind, layer, stream)
+
+
+def put(value: Tensor, *, shape: tuple[int, ...], spots: tuple[Tensor | slice | int, ...], new: Tensor) -> Tensor:
+    """Put new values at some spots of a value seen in another shape."""
+    patched = value.clone()
+    patched.view(shape)[spots] = new.to(patched)
+    return patched
+
+
 def _projection(model: Model, kind: str, layer: int) -> tuple[Float[Tensor, "head d e"], Tensor | None]:
     attn = model.bridge.blocks[layer].attn
     bias = getattr(attn, f"b_{kind.upper()}", None)

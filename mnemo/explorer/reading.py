@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from mnemo.concepts import Others, ReadsConcepts
+from mnemo.concepts import REFERENCES, Others, ReadsConcepts
 from mnemo.errors import MnemoError
 from mnemo.explorer.interventions import Bench
 from mnemo.explorer.places import Place
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # tokens of a distribution
 PHRASES = 4  # concepts read from a state
-REFERENCES = 16  # facts whose states a phrase is compared under
 
 
 class Readings:

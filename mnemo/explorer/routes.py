@@ -8,6 +8,7 @@ at once; here a single prompt, any number of slots of a head together, and the r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mnemo.activations import Change as Rewrite
 from mnemo.activations import Recording, differences, record, writer_hooks
 from mnemo.explorer.places import Chain, Change, Place, slots_between
 from mnemo.graph import stream_hook
 from mnemo.partial_runs import run_from
 from mnemo.patching import metric
-from mnemo.readers import check_readers, input_hooks, normalise, project, seen
+from mnemo.readers import behind_reader, check_readers, input_hooks, put, seen
 
 if TYPE_CHECKING:
     from mnemo.contrasts import Contrast
@@ -81,29 +81,14 @@ def _read(model: Model, base: Recording, sender: Place, reader: Place, step: Flo
     changes = {}
     for kind in slots_between(sender, reader):
         stream = seen(model, base, kind, layer)[:, sender.position] + step
-        if kind == "mlp":
-            name, heads, new = f"blocks.{layer}.mlp.hook_in", None, normalise(model, kind, layer, stream)
-        else:
-            n_heads = model.n_heads if kind == "q" else model.n_kv_heads
-            name, heads, new = f"blocks.{layer}.attn.hook_{kind}", n_heads, project(model, kind, layer, stream)
-        changes[name] = _put(base, sender.position, heads, new)
+        name, new = behind_reader(model, kind, layer, stream)  # for heads of all of them, since only one is looked at
+        shape, spots = (*base.tokens.shape, *new.shape[1:]), (slice(None), sender.position)
+        changes[name] = partial(put, shape=shape, spots=spots, new=new)
     keep = [f"blocks.{layer}.hook_mlp_out"]
     if reader.component.kind == "heads":
         keep = [name for name in writer_hooks(model) if name.startswith(f"blocks.{layer}.") and "mlp" not in name]
     values, _ = run_from(model, layer, base.values[stream_hook(model, layer)], base.tokens, changes=changes, keep=keep)
     return Recording(base.tokens, {**base.values, **values}, base.logits, base.metric)
-
-
-def _put(base: Recording, position: int, heads: int | None, new: Tensor) -> Rewrite:
-    """Put what a reader then sees in place of what it saw; for heads in that of all, since only one is looked at."""
-    shape = (*base.tokens.shape, -1) if heads is None else (*base.tokens.shape, heads, new.shape[-1])
-
-    def put(value: Tensor) -> Tensor:
-        patched = value.clone()
-        patched.view(shape)[:, position] = new.to(value)
-        return patched
-
-    return put
 
 
 def _own(model: Model, run: Recording, place: Place) -> Tensor:
