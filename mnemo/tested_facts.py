@@ -57,6 +57,7 @@ class Pairs:
 
     @classmethod
     def of(cls, targets: Int[Tensor, "fact target"], table: ConceptTable) -> Pairs:
+        """Put facts beside their targets, -1 for none, and these beside the answers that `table` predicts."""
         row, column = (targets >= 0).nonzero(as_tuple=True)
         target = targets[row, column]
         n, most = targets.shape
@@ -88,13 +89,14 @@ class Draws:
         return cls(tuple(torch.Generator().manual_seed(number) for number in seeds))
 
     def normal(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
+        """Draw standard normal numbers for each of `rows` (which fact, counted among these), in their order."""
         return self._drawn(torch.randn, rows, width)
 
     def uniform(self, rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
+        """Draw numbers between 0 and 1 in the same way."""
         return self._drawn(torch.rand, rows, width)
 
     def _drawn(self, kind: Callable[..., Tensor], rows: Int[Tensor, " row"], width: int) -> Float[Tensor, "row width"]:
-        """A row of numbers for each of `rows` (which fact, counted among these), in their order."""
         drawn = [kind(1, width, generator=self.streams[row]) for row in rows.tolist()]
         return torch.cat(drawn) if drawn else torch.empty(0, width)
 
