@@ -64,6 +64,17 @@ class Effort:
         """By how many a p-value of either sort of vectors is multiplied, after so many sites were tried."""
         return SORTS * self.looks * sites
 
+    def directions(self, fewest: int, *, sites: int) -> tuple[int, int]:
+        """How many random directions stand beside each swap, in the first look and in closer ones.
+
+        Args:
+            fewest: to how many other concepts any fact can be swapped, of those that can be swapped to any.
+            sites: at how many sites swaps were tried.
+        """
+        first, closer = min(fewest, self.targets), min(fewest, self.dosed_targets)
+        tests = self.tests(sites)
+        return directions_beside(first, tests=tests), directions_beside(closer, tests=tests, least=1)
+
 
 QUICK = Effort(targets=4, doses=(), sites=4, sample=64, paths=64)
 
@@ -87,24 +98,21 @@ def look_at(
         recall: probability of each fact's answer, untouched.
         effort: how much is tried.
         sites: at how many sites swaps were tried to choose this one, for which p-values pay.
-        fewest: how many concepts any fact of the study can be swapped to, of those that have any; decides how many
-            random directions stand beside each swap.
+        fewest: as in `Effort.directions`, of all facts of the study.
         seed: decides random directions.
 
     Returns:
         the evidence of `mnemo.verdict.weigh`, with `resample_drop` and, where there are doses, that of the closest look
         at each fact (`mnemo.verdict.weigh_doses`).
     """
-    tests = effort.tests(sites)
-    random = directions_beside(min(fewest, effort.targets), tests=tests)
+    random, beside = effort.directions(fewest, sites=sites)
     evidence = weigh(run_trials(tested, targets[:, : effort.targets], seed=seed, random=random), recall)
     evidence["resample_drop"] = (recall - run_resamples(tested, seed=seed)).numpy()
     if not effort.doses:
         return evidence
 
     def closer(facts: Sequence[int], doses: Sequence[float], others: slice, seed: int) -> pd.DataFrame:
-        rows, few = torch.tensor(facts, dtype=torch.long), min(fewest, effort.dosed_targets)
-        beside = directions_beside(few, tests=tests, least=1)
+        rows = torch.tensor(facts, dtype=torch.long)
         swaps = run_dosed_swaps(tested.only(rows), targets[rows, others], doses=doses, seed=seed, random=beside)
         return weigh_doses(swaps).set_axis(list(facts))
 

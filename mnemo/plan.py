@@ -34,8 +34,7 @@ from mnemo.prompts import question_and_answer, render
 from mnemo.shape import Shape
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
-from mnemo.trials import LEAST, RESAMPLED, directions_beside, dosed_runs, trial_runs
-from mnemo.verdict import SORTS
+from mnemo.trials import LEAST, RESAMPLED, dosed_runs, trial_runs
 from mnemo.waypoints import PATCHED, POSITIONS, SAMPLE, TARGETS
 
 PROCESS_GB = 0.55  # Python with torch, transformers and transformer-lens in it
@@ -225,18 +224,18 @@ def _runs(
 def _interventions(facts: FactSet, effort: Effort, *, sites: int) -> int:
     """Return the runs of all interventions, after so many sites were compared."""
     having = Counter(fact.answer for fact in facts)
-    tests = SORTS * effort.looks * sites
 
     def runs(others: Sequence[int]) -> int:
         """The same where each fact has so many other concepts to be swapped to."""
-        random = directions_beside(min(effort.targets, *others), tests=tests)
-        swapped = sum(RESAMPLED + trial_runs(min(other, effort.targets), random=random) for other in others)
-        few = max(1, random // 2)
-        second, third = (
-            sum(dosed_runs(min(other, most), random=few) for other in others)
-            for most in (effort.dosed_targets, effort.open_targets)
-        )
-        return swapped + len(effort.doses) * second + bool(effort.doses) * third
+        random, beside = effort.directions(min(filter(None, others), default=0), sites=sites)
+        total = sum(RESAMPLED + trial_runs(min(other, effort.targets), random=random) for other in others)
+        if effort.doses:
+            second, third = (
+                sum(dosed_runs(min(max(other - before, 0), most), random=beside) for other in others)
+                for before, most in ((0, effort.dosed_targets), (effort.dosed_targets, effort.open_targets))
+            )
+            total += len(effort.doses) * second + third
+        return total
 
     return max(runs([len(facts) - having[fact.answer] for fact in facts]), runs([len(having) - 1] * len(facts)))
 

@@ -19,7 +19,9 @@ from mnemo.patching import Site
 
 def table(answers) -> ConceptTable:
     n = len(answers)
-    return ConceptTable(tuple(f"concept {i}" for i in range(n)), (), torch.tensor(answers), torch.ones(n), torch.tensor(answers))
+    return ConceptTable(
+        tuple(f"concept {i}" for i in range(n)), (), torch.tensor(answers), torch.ones(n), torch.tensor(answers)
+    )
 
 
 def vectors() -> ConceptVectors:
