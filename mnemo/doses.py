@@ -90,7 +90,7 @@ def dose_curves(
                 dose=float(dose),
                 p_own=own.numpy(),
                 p_predicted=np.where(labels["predicted"].notna(), predicted.numpy(), np.nan),
-                says=[study.model.tokens.decode([token]).strip() for token in said.top.tolist()],
+                says=[study.model.tokens.word(token) for token in said.top.tolist()],
             )
         )
     return pd.concat(found, ignore_index=True)
@@ -134,8 +134,7 @@ class _Curve:
                 "concept": [table.phrases[c] for c in concepts],
                 "trial": range(len(concepts)),
                 "predicted": [
-                    study.model.tokens.decode([int(table.answers[c])]).strip() if self.predicts else None
-                    for c in concepts
+                    study.model.tokens.word(int(table.answers[c])) if self.predicts else None for c in concepts
                 ],
             }
         )

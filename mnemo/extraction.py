@@ -42,6 +42,7 @@ from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
 from mnemo.study import Study
 from mnemo.tested_facts import TestedFacts
+from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import top_path
 from mnemo.trials import directions_beside, smallest_p
 from mnemo.verdict import FALSE_DISCOVERIES, FEWEST, judge
@@ -157,7 +158,7 @@ class _Extraction:
     def run(self, facts: FactSet, parts: Parts) -> Found:
         """Take the steps, as far as the model and the task let them be taken."""
         said = gate(self.model, self.task, facts)
-        found = Found(said).noting(*_notes_on_answers(said))
+        found = Found(said).noting(*_notes_on_answers(said, self.model.tokens))
         rows = said.recalled.nonzero()[:, 0]
         if not len(rows):
             return found.noting(f"the model recalls none of the {len(facts)} facts: nothing was judged")
@@ -227,9 +228,7 @@ class _Extraction:
         if self.task.verbalise is None:
             return pd.DataFrame({"evoked": None, "evoked_answer": None, "agreement": float("nan")}, range(len(evoked)))
         asked, concepts = self._concepts(evoked, recalled)
-        said = [
-            self.model.tokens.decode([int(asked.answers[c])]).strip() if c >= 0 else None for c in concepts.tolist()
-        ]
+        said = [self.model.tokens.word(int(asked.answers[c])) if c >= 0 else None for c in concepts.tolist()]
         agreed = agreement(recalled.answers, concepts, asked)
         return pd.DataFrame({"evoked": list(evoked), "evoked_answer": said, "agreement": agreed})
 
@@ -419,8 +418,21 @@ def _places(recalled: Recalled, readings: Sequence[list[Reading]], site: Site) -
     )
 
 
-def _notes_on_answers(said: Recalled) -> list[str]:
+def _notes_on_answers(said: Recalled, tokens: PromptTokenizer) -> list[str]:
     notes = []
+    spaced = [tokens.pieces([i])[0].isspace() for i in said.predicted.tolist()]
+    if held := sum(space and not known for space, known in zip(spaced, said.recalled.tolist(), strict=True)):
+        notes.append(
+            f"after {held} prompts the model writes white space first (before numbers in some vocabularies), so that "
+            "the facts count as not recalled: end the task's recall template with that space"
+        )
+    ends = {prompt.last - len(prompt): fact for fact, prompt in zip(said.facts, said.prompts, strict=True)}
+    if len(ends) > 1:
+        shown = ", ".join(f"{place} of {fact.fact_id!r}" for place, fact in sorted(ends.items(), reverse=True)[:2])
+        notes.append(
+            f"the cue's last token is not as far from the end in all prompts (token {shown}), so that a site is "
+            "another token in some: let what follows {cue} in the template start with a space or a letter"
+        )
     if partial := int((~said.whole).sum()):
         notes.append(f"{partial} of {len(said.facts)} answers take several tokens: their first token stands for them")
     broken = (~said.probability.isfinite()).nonzero()[:, 0].tolist()

@@ -69,7 +69,7 @@ class Found:
                 "fact_id": [fact.fact_id for fact in facts],
                 "cue": [fact.cue for fact in facts],
                 "answer": [fact.answer for fact in facts],
-                "predicted": [tokens.decode([i]).strip() for i in self.said.predicted.tolist()],
+                "predicted": [tokens.word(i) for i in self.said.predicted.tolist()],
                 "recalled": recalled,
                 "recall_probability": self.said.probability.numpy(),
             }

@@ -166,6 +166,11 @@ class PromptTokenizer:
         """Text of `ids`; special tokens are left out and spaces stay as they are."""
         return str(self.hf.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def word(self, id_: int) -> str:
+        """One token as text, without white space around it; one that is part of a letter by its bytes (`'\\xe6'`)."""
+        text = self.decode([id_]).strip()
+        return self.pieces([id_])[0] if "\ufffd" in text else text
+
     def pieces(self, ids: Iterable[int]) -> tuple[str, ...]:
         """One readable string per token: `' value'`, `'<s>'`, `'\\n'` for a line break, `'\\xe6'` for a byte.
 

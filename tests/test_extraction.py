@@ -32,6 +32,7 @@ from mnemo.study import COLUMNS, Study
 from mnemo.tables import read_csv
 from mnemo.tracing import trace
 from tests.lexicon import PHRASES
+from tests.tiny_models import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -424,3 +425,33 @@ def test_a_fact_at_which_no_concept_is_read_is_unsure_and_the_others_are_judged(
 
 def world_kind(world, fact_id):
     return next(f.kind for f in world.facts if f.fact_id == fact_id)
+
+
+# ---- what tokenizers do
+
+
+def test_a_model_that_writes_a_space_first_is_said_to():
+    """Its final norm gives one vector whatever is asked, which the token of a space alone is unembedded by."""
+    tokenizer = tiny_tokenizer()
+    (space,) = tokenizer.encode(" ", add_special_tokens=False)
+    hf = tiny_model("gpt2", tie_word_embeddings=False)
+    with torch.no_grad():
+        hf.transformer.ln_f.weight.zero_()
+        hf.lm_head.weight.zero_()
+        hf.lm_head.weight[space] = hf.transformer.ln_f.bias
+    model = load(hf, tokenizer=tokenizer, check=False)
+    facts = FactSet(facts=tuple(Fact(fact_id=cue, cue=cue, answer="7") for cue in ("VA", "VB")))
+    found = extract(Task(name="t", recall="decode {cue} is"), model=model, facts=facts, progress=False)
+    assert found.table["predicted"].tolist() == ["", ""]
+    assert "after 2 prompts the model writes white space first" in found.notes[0]
+
+
+def test_cues_that_end_in_a_token_of_the_template_are_said_to():
+    """The sign behind the cue is a token of its own after VA, and merges with the last one of VA=."""
+    model = load(tiny_model("gpt2"), tokenizer=tiny_tokenizer(), check=False)
+    facts = FactSet(facts=tuple(Fact(fact_id=cue, cue=cue, answer="7") for cue in ("VA", "VB", "VA=")))
+    task = Task(name="t", recall="decode {cue}= is")
+    ends = [note for note in extract(task, model=model, facts=facts, progress=False).notes if "last token" in note]
+    assert len(ends) == 1 and "of 'VA='" in ends[0]
+    even = facts.subset(["VA", "VB"])
+    assert not [n for n in extract(task, model=model, facts=even, progress=False).notes if "last token" in n]

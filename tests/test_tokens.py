@@ -259,6 +259,16 @@ def test_pieces_show_what_cannot_be_seen():
     assert fallback.pieces(fallback.encode("T\n日").ids) == (*("<s>", " T", "\\n", "<0xE6>", "<0x97>", "<0xA5>"),)
 
 
+def test_words_of_letters_that_take_several_tokens_are_told_apart():
+    """The first bytes of these letters are no text by themselves, and both would read as the same sign."""
+    tokenizer = byte_level()
+    first = [tokenizer.encode(letter).ids for letter in ("東", "巴")]
+    words = [tokenizer.word(next(id_ for id_ in ids if "\ufffd" in tokenizer.decode([id_]))) for ids in first]
+    assert words[0] != words[1] and all(word.startswith("\\x") for word in words)
+    (answer,) = (id_ for id_ in tokenizer.encode("T").ids if tokenizer.decode([id_]) == "T")
+    assert tokenizer.word(answer) == "T"
+
+
 def test_an_id_that_no_token_has_is_shown_as_one():
     # Models pad their vocabulary to a round number, so a lens can come up with such an id.
     assert byte_level().pieces([5000]) == ("<id 5000>",)

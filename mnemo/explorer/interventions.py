@@ -296,7 +296,7 @@ class Bench:
             return None
         known = self.concepts.table
         table = known if swaps[-1] in known.phrases else self._typed_concept(swaps[-1])
-        return self.model.tokens.decode([int(table.answers[table.phrases.index(swaps[-1])])]).strip()
+        return self.model.tokens.word(int(table.answers[table.phrases.index(swaps[-1])]))
 
 
 def at(value: Tensor, position: int, heads: slice | None, n_heads: int) -> Tensor:
