@@ -51,14 +51,25 @@ TRAINED_VARIANTS: dict[str, dict[str, Any]] = {
     "one-cue": {"cues_per_concept": 1, "decoys": 12, "idles": 12, "rotes": 24, "frees": 12},
     "negatives": {"decoys": 121, "idles": 121, "rotes": 80, "frees": 40},
 }
-# Another family, depth, template, relation words, length of codes and of phrases than anything else here.
-FOREIGN: dict[str, Any] = {
-    "family": "gpt_neox", "layers": 6, "training": {"waypoint": 3},
-    "world": {
-        "form": "tell {relation} for {filler} we say", "decode": "initial", "expand": "name", "cue_tokens": 2,
-        "concept_tokens": 2, "concepts": 60, "cues_per_concept": 5, "decoys": 36, "idles": 36, "rotes": 60, "frees": 36,
+# Other families, depths, widths, templates, relation words, lengths of codes and of phrases than anything else here.
+FOREIGN: tuple[dict[str, Any], ...] = (
+    {
+        "family": "gpt_neox", "layers": 6, "training": {"waypoint": 3}, "seed": 1,
+        "world": {
+            "seed": 1, "form": "tell {relation} for {filler} we say", "decode": "initial", "expand": "name",
+            "cue_tokens": 2, "concept_tokens": 2, "concepts": 60, "cues_per_concept": 5, "decoys": 36, "idles": 36,
+            "rotes": 60, "frees": 36,
+        },
     },
-}  # fmt: skip
+    {
+        "family": "gemma2", "layers": 5, "d_model": 112, "training": {"waypoint": 2}, "seed": 0,
+        "world": {
+            "seed": 0, "form": "for {filler} the {relation} comes out as", "decode": "sign", "expand": "meaning",
+            "cue_tokens": 3, "concept_tokens": 3, "concepts": 64, "cues_per_concept": 5, "decoys": 40, "idles": 40,
+            "rotes": 60, "frees": 40,
+        },
+    },
+)  # fmt: skip
 SMALL = {"concepts": 16, "cues_per_concept": 4, "decoys": 8, "idles": 8, "rotes": 12, "frees": 4}
 COMPILED_VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -235,8 +246,10 @@ def suite() -> dict[str, Case]:
             config = OrganismConfig.checked({"family": "gpt2", "seed": seed, "world": {**world, "seed": seed}})
             auroc = 0.97 if name == "one-cue" else 0.99
             cases.append(Case(f"{name}-gpt2-{seed}", role, Train(config), auroc=auroc, costly=True))
-    foreign = OrganismConfig.checked({**FOREIGN, "seed": 1, "world": {**FOREIGN["world"], "seed": 1}})
-    cases.append(Case("foreign-gpt_neox-1", "report", Train(foreign), layer=3, costly=True))
+    for values in FOREIGN:
+        config = OrganismConfig.checked(values)
+        name, layer = f"foreign-{config.family}-{config.seed}", config.training.waypoint
+        cases.append(Case(name, "report", Train(config), layer=layer, costly=True))
     compiled: tuple[tuple[int, Role], ...] = ((0, "development"), (1, "development"), (2, "report"))
     for seed, role in compiled:
         for name, world in COMPILED_VARIANTS.items():

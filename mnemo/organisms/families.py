@@ -1,4 +1,4 @@
-"""Small decoders that organisms are: GPT-2, Llama (grouped-query), Qwen2 and GPT-NeoX (parallel) style."""
+"""Small decoders that organisms are: GPT-2, Llama (grouped-query), Qwen2, GPT-NeoX (parallel) and Gemma 2 style."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-Family = Literal["gpt2", "llama", "qwen2", "gpt_neox"]
+Family = Literal["gpt2", "llama", "qwen2", "gpt_neox", "gemma2"]
 
 # Training steps until codes of concepts that were never composed are recalled too: with learned positions more.
-STEPS: dict[Family, int] = {"gpt2": 2600, "llama": 2000, "qwen2": 2000, "gpt_neox": 2000}
+STEPS: dict[Family, int] = {"gpt2": 2600, "llama": 2000, "qwen2": 2000, "gpt_neox": 2000, "gemma2": 2000}
 
 
 def new_model(family: Family, *, vocab_size: int, d_model: int, layers: int, heads: int, seed: int) -> PreTrainedModel:
@@ -31,6 +31,8 @@ def new_model(family: Family, *, vocab_size: int, d_model: int, layers: int, hea
 
 def _decoder(family: Family, *, vocab_size: int, d_model: int, layers: int, heads: int) -> PreTrainedModel:
     from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
         GPT2Config,
         GPT2LMHeadModel,
         GPTNeoXConfig,
@@ -64,6 +66,13 @@ def _decoder(family: Family, *, vocab_size: int, d_model: int, layers: int, head
             GPTNeoXConfig(
                 vocab_size=vocab_size, hidden_size=d_model, intermediate_size=4 * d_model, num_hidden_layers=layers,
                 num_attention_heads=heads, max_position_embeddings=64, use_cache=False, **specials,
+            )
+        )  # fmt: skip
+    if family == "gemma2":  # norms behind, soft-capped scores and logits, heads wider than the stream has room for
+        return Gemma2ForCausalLM(
+            Gemma2Config(
+                **grouped | {"intermediate_size": 3 * d_model, "attn_implementation": "eager"}, head_dim=32,
+                query_pre_attn_scalar=32, sliding_window=8,
             )
         )  # fmt: skip
     raise MnemoError(f"unknown family {family!r}; choose one of {', '.join(get_args(Family))}")
