@@ -69,12 +69,8 @@ def _decoder(family: Family, *, vocab_size: int, d_model: int, layers: int, head
             )
         )  # fmt: skip
     if family == "gemma2":  # norms behind, soft-capped scores and logits, heads wider than the stream has room for
-        return Gemma2ForCausalLM(
-            Gemma2Config(
-                **grouped | {"intermediate_size": 3 * d_model, "attn_implementation": "eager"}, head_dim=32,
-                query_pre_attn_scalar=32, sliding_window=8,
-            )
-        )  # fmt: skip
+        grouped |= {"intermediate_size": 3 * d_model, "attn_implementation": "eager"}
+        return Gemma2ForCausalLM(Gemma2Config(**grouped, head_dim=32, query_pre_attn_scalar=32, sliding_window=8))
     raise MnemoError(f"unknown family {family!r}; choose one of {', '.join(get_args(Family))}")
 
 
