@@ -129,6 +129,14 @@ class Lens:
         """Return the probability of each token under the state beside it."""
         return self._probabilities(states, layer=layer, targets=tokens.to(self.model.device))[:, 0]
 
+    def likeliest(
+        self, states: Float[Tensor, "row d"], *, layer: int, most: int
+    ) -> tuple[Int[Tensor, "row rank"], Float[Tensor, "row rank"]]:
+        """Return the tokens that each state brings, up to `most`, the likeliest first, and their probabilities."""
+        most = min(most, self.model.vocab_size)
+        best = self._readout(states, layer=layer, return_type="log_probs", top_k=most)
+        return best.top_ids.cpu(), best.values.float().cpu().exp()
+
     @cached_property
     def _words(self) -> tuple[tuple[str, ...], Int[Tensor, " token"]]:
         """All words of the vocabulary, and the place of the one that each token spells; behind them all for none."""

@@ -11,7 +11,8 @@ from mnemo.concepts import REFERENCES, Others, ReadsConcepts
 from mnemo.errors import MnemoError
 from mnemo.explorer.interventions import Bench
 from mnemo.explorer.places import Place
-from mnemo.patching import Patch, Site, next_logprobs, read_stream
+from mnemo.lenses import Lens
+from mnemo.patching import Site, read_stream
 from mnemo.reading import reader_for
 
 if TYPE_CHECKING:
@@ -59,16 +60,15 @@ class Readings:
         return [self._tokens[fact_id, site] for site in sites]
 
     def _lens(self, fact_id: str, sites: Sequence[Site]) -> list[list[dict[str, Any]]]:
-        prompt = self.study.prompt(fact_id)
+        prompt, end = self.study.prompt(fact_id), self.model.n_layers
         positions = sorted({site.position for site in sites})
         stream = read_stream(self.model, [prompt], positions)[0]
         states = stream[[site.layer for site in sites], [positions.index(site.position) for site in sites]]
-        patch = Patch(Site(self.model.n_layers, -1), states)
-        found: list[list[dict[str, Any]]] = [[] for _ in sites]
-        for rows, said in next_logprobs(self.model, [prompt] * len(sites), patch=patch):
-            for row, mine in zip(rows.tolist(), said, strict=True):
-                found[row] = self._likeliest(mine)
-        return found
+        tokens, probabilities = Lens(self.model, prompt).likeliest(states, layer=end, most=SHOWN)
+        return [
+            [{"token": t.strip() or repr(t), "p": p} for t, p in zip(self.model.tokens.pieces(row), said, strict=True)]
+            for row, said in zip(tokens.tolist(), probabilities.tolist(), strict=True)
+        ]
 
     def phrases(self, fact_id: str, place: Place) -> list[dict[str, Any]]:
         """Return the concepts that the stream is read as behind a place's block, the clearest first.
@@ -104,10 +104,3 @@ class Readings:
         """What the study read with; None where its task has nothing to read with."""
         reader, _ = reader_for(self.model, self.study.task, list(self.study.recalled_facts().values()))
         return reader
-
-    def _likeliest(self, said: torch.Tensor) -> list[dict[str, Any]]:
-        best = said.topk(min(SHOWN, len(said)))
-        pieces = self.model.tokens.pieces(best.indices.tolist())
-        return [
-            {"token": t.strip() or repr(t), "p": p} for t, p in zip(pieces, best.values.exp().tolist(), strict=True)
-        ]
