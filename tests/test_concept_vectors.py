@@ -32,6 +32,14 @@ def vectors() -> ConceptVectors:
     return ConceptVectors.of(states, contributes, from_prompts, site=Site(1, -1))  # their mean is [2, 2]
 
 
+def test_phrases_are_found_by_their_text_and_rivals_by_their_answer():
+    concepts = table([5, 6, 5, 5])
+    assert concepts.rows_of(["concept 2", None, "another", "concept 0"]).tolist() == [2, -1, -1, 0]
+    assert concepts.rows_of([]).dtype == torch.long
+    others = concepts.others_with(torch.tensor([5, 5, 6, 7]), torch.tensor([0, 1, 1, 3]))
+    assert others.int().tolist() == [[0, 0, 1, 1], [1, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
 def test_a_vector_leaves_the_tested_fact_out():
     seen = vectors().seen_by(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 0]))
     torch.testing.assert_close(seen, torch.tensor([[3.0, -2.0], [1.0, -2.0], [2.0, -2.0]]))

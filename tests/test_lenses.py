@@ -63,6 +63,15 @@ def test_the_logit_lens_says_what_the_model_would_if_no_block_were_left(model, p
     torch.testing.assert_close(found, said.exp()[torch.arange(len(FACTS)), tokens], atol=1e-6, rtol=1e-4)
 
 
+def test_the_likeliest_tokens_are_those_of_the_highest_logits(model, streams, logit):
+    tokens, probabilities = logit.likeliest(streams[:, 2], layer=2, most=3)
+    every = logit.of_tokens(tokens.flatten(), streams[:, 2].repeat_interleave(3, 0), layer=2).view(-1, 3)
+    torch.testing.assert_close(probabilities, every, atol=1e-6, rtol=1e-4)
+    spelled = torch.arange(model.vocab_size).repeat(len(streams))
+    said = logit.of_tokens(spelled, streams[:, 2].repeat_interleave(model.vocab_size, 0), layer=2)
+    assert torch.equal(tokens, said.view(-1, model.vocab_size).topk(3).indices)
+
+
 @pytest.mark.parametrize("family", ["gemma2", "opt"])
 def test_what_a_family_does_behind_the_unembedding_is_done_too(family):
     """Gemma 2 caps its logits."""

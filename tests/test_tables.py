@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mnemo
-from mnemo.tables import read_csv, write_csv
+from mnemo.tables import mean_of_known, numbers, read_csv, write_csv
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
@@ -77,3 +78,12 @@ def test_what_is_missing_stays_missing(tmp_path):
     write_csv(pd.DataFrame({"cue": ["NA", None], "score": [None, 0.5]}), tmp_path / "t.csv")
     read = read_csv(tmp_path / "t.csv")
     assert read["cue"][0] == "NA" and pd.isna(read["cue"][1]) and pd.isna(read["score"][0])
+
+
+def test_what_a_column_leaves_open_is_no_number_and_counts_in_no_mean():
+    table = pd.DataFrame({"share": [0.5, None, 1.0], "recalled": [True, False, True], "none": [None] * 3})
+    assert numbers(table, "share", missing=0.0).tolist() == [0.5, 0.0, 1.0]
+    assert numbers(table, "recalled").tolist() == [1.0, 0.0, 1.0]
+    assert np.isnan(numbers(table, "none")).all() and np.isnan(numbers(table, "unknown")).all()
+    assert mean_of_known(numbers(table, "share")) == 0.75
+    assert mean_of_known(numbers(table, "none")) is None
