@@ -17,7 +17,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mnemo.trials import directions_beside, run_dosed_swaps, run_resamples, run_trials
+from mnemo.trials import (
+    RESAMPLED,
+    directions_beside,
+    dosed_runs,
+    run_dosed_swaps,
+    run_resamples,
+    run_trials,
+    trial_runs,
+)
 from mnemo.verdict import SORTS, undecided, unsettled, weigh, weigh_doses, with_doses
 
 if TYPE_CHECKING:
@@ -124,3 +132,19 @@ def look_at(
     still = second.loc[np.flatnonzero(undecided(found, tests=sites) & more)]
     third = [closer(list(facts.index), [float(dose)], behind, seed + 1) for dose, facts in still.groupby("dose")]
     return with_doses(evidence, pd.concat([second.drop(still.index), *third]), looks=effort.looks)
+
+
+def look_runs(others: Sequence[int], *, effort: Effort, sites: int) -> int:
+    """Return the runs of the model that `look_at` takes for some facts, at the most: if each is looked at thrice.
+
+    Args:
+        others: how many other concepts each can be swapped to.
+        effort, sites: as for `look_at`.
+    """
+    random, beside = effort.directions(min(filter(None, others), default=0), sites=sites)
+    first = sum(RESAMPLED + trial_runs(min(n, effort.targets), random=random) for n in others)
+    if not effort.doses:
+        return first
+    second = sum(dosed_runs(min(n, effort.dosed_targets), random=beside) for n in others)
+    behind = [min(max(0, n - effort.dosed_targets), effort.open_targets) for n in others]
+    return first + len(effort.doses) * second + sum(dosed_runs(n, random=beside) for n in behind)

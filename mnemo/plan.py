@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from mnemo.concepts import LEXICON_CANDIDATES, NULL_STATES, REFERENCES
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet, Task
 from mnemo.libraries import in_one_line, quietly
-from mnemo.looks import QUICK, Effort
+from mnemo.looks import QUICK, Effort, look_runs
 from mnemo.memory import checked_budget, fit, memory_budget
 from mnemo.model import checked_dtype
 from mnemo.model_source import config_folder, read_tokenizer
@@ -34,7 +34,7 @@ from mnemo.prompts import question_and_answer, render
 from mnemo.shape import Shape
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
-from mnemo.trials import LEAST, RESAMPLED, dosed_runs, trial_runs
+from mnemo.trials import LEAST, trial_runs
 from mnemo.waypoints import PATCHED, POSITIONS, SAMPLE, TARGETS
 
 PROCESS_GB = 0.55  # Python with torch, transformers and transformer-lens in it
@@ -224,20 +224,9 @@ def _runs(
 def _interventions(facts: FactSet, effort: Effort, *, sites: int) -> int:
     """Return the runs of all interventions, after so many sites were compared."""
     having = Counter(fact.answer for fact in facts)
-
-    def runs(others: Sequence[int]) -> int:
-        """The same where each fact has so many other concepts to be swapped to."""
-        random, beside = effort.directions(min(filter(None, others), default=0), sites=sites)
-        total = sum(RESAMPLED + trial_runs(min(other, effort.targets), random=random) for other in others)
-        if effort.doses:
-            second, third = (
-                sum(dosed_runs(min(max(other - before, 0), most), random=beside) for other in others)
-                for before, most in ((0, effort.dosed_targets), (effort.dosed_targets, effort.open_targets))
-            )
-            total += len(effort.doses) * second + third
-        return total
-
-    return max(runs([len(facts) - having[fact.answer] for fact in facts]), runs([len(having) - 1] * len(facts)))
+    each_its_own = [len(facts) - having[fact.answer] for fact in facts]
+    one_an_answer = [len(having) - 1] * len(facts)
+    return max(look_runs(others, effort=effort, sites=sites) for others in (each_its_own, one_an_answer))
 
 
 def _operations(shape: Shape, parameters: int, length: int) -> float:

@@ -8,7 +8,8 @@ import torch
 
 from mnemo.concept_vectors import choose_targets
 from mnemo.extraction import extract
-from mnemo.looks import Effort, look_at
+from mnemo.forwards import counted_forwards
+from mnemo.looks import Effort, look_at, look_runs
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
@@ -77,6 +78,18 @@ def test_each_fact_is_looked_at_as_closely_as_it_needs(tested, targets, found):
         expected = with_doses(first, closest, looks=EFFORT.looks)
         pd.testing.assert_frame_equal(only[expected.columns], expected, check_dtype=False, atol=1e-5)
     assert {(True, True), (True, False), (False, True)} <= seen
+
+
+@pytest.mark.parametrize("most", [3, 8])
+def test_no_looks_take_more_runs_than_was_said(tested, targets, most):
+    """Few concepts to swap to take more random directions, in the closer looks too."""
+    few = targets.masked_fill(torch.arange(targets.shape[1]) >= most, -1)
+    others = (few >= 0).sum(1)
+    recall, fewest = torch.ones(len(others)), int(others.min())
+    with counted_forwards(tested.model) as count:
+        look_at(tested, few, recall, effort=EFFORT, sites=SITES, fewest=fewest, seed=0)
+    said = look_runs(others.tolist(), effort=EFFORT, sites=SITES)
+    assert count.prompts <= said <= 3 * count.prompts
 
 
 def test_without_doses_there_is_one_look(tested, targets):
