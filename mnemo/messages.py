@@ -50,7 +50,7 @@ def read_messages(
     Args:
         study: what `extract` found.
         fact_ids: recalled facts; each is read once.
-        only: labels of writers (``embed``, ``h1.2``, ``mlp1``); all before the waypoint if empty.
+        only: names of writers as traces show them (``embed``, ``L1H2``, ``MLP1``); all before the waypoint if empty.
         strongest: how many writers to read for each fact, those with the largest `norm`; None for all.
         seed: draws the facts that readings are compared with.
         progress: show a progress bar.
@@ -99,7 +99,7 @@ def read_messages(
             best = phrases[0] if phrases else None
             found.append(
                 {
-                    "writer": known[chosen[k]].label,
+                    "writer": known[chosen[k]].name,
                     "fact_id": fact_ids[i],
                     "concept": best.phrase if best else None,
                     "ratio": best.ratio if best else None,
@@ -137,11 +137,11 @@ def messages_beside_state(
 
 
 def _chosen(known: Sequence[Writer], only: Sequence[str]) -> list[int]:
-    labels = [writer.label for writer in known]
-    for label in only:
-        if label not in labels:
-            raise MnemoError(f"no writer {label!r} before the waypoint; there are {', '.join(labels)}")
-    return [k for k, label in enumerate(labels) if not only or label in only]
+    names = [writer.name for writer in known]
+    for name in only:
+        if name not in names:
+            raise MnemoError(f"no writer {name!r} before the waypoint; there are {', '.join(names)}")
+    return [k for k, name in enumerate(names) if not only or name in only]
 
 
 def _sent(

@@ -40,17 +40,17 @@ def test_the_message_that_brings_the_concept_says_it_the_loudest(study):
     found = study.table[study.table["verdict"] == "mnemonic"]
     table = read_messages(study, list(found["fact_id"][:6]), progress=False)
     loudest = table.loc[table.groupby("fact_id")["ratio"].idxmax()]
-    assert set(loudest["writer"]) == {f"mlp{WAYPOINT - 1}"} and loudest["agrees"].all()
+    assert set(loudest["writer"]) == {f"MLP{WAYPOINT - 1}"} and loudest["agrees"].all()
     silent = table[table["norm"] < 1e-3]
     assert len(silent) and (silent["ratio"].abs() < 1e-2).all()  # nothing is sent, so nothing speaks for any phrase
 
 
 def test_only_writers_before_the_waypoint_are_read_and_only_of_recalled_facts(study):
     fact_id = study.table["fact_id"].iloc[0]
-    one = read_messages(study, [fact_id], only=["mlp0"], progress=False)
-    assert list(one["writer"]) == ["mlp0"]
-    with pytest.raises(MnemoError, match=r"no writer 'mlp9' before the waypoint; there are embed, h0\.0"):
-        read_messages(study, [fact_id], only=["mlp9"], progress=False)
+    one = read_messages(study, [fact_id], only=["MLP0"], progress=False)
+    assert list(one["writer"]) == ["MLP0"]
+    with pytest.raises(MnemoError, match=r"no writer 'MLP9' before the waypoint; there are embed, L0H0"):
+        read_messages(study, [fact_id], only=["MLP9"], progress=False)
     with pytest.raises(MnemoError, match="no fact 'nobody'"):
         read_messages(study, ["nobody"], progress=False)
     for none in (0, -1):
@@ -60,7 +60,7 @@ def test_only_writers_before_the_waypoint_are_read_and_only_of_recalled_facts(st
 
 def test_the_strongest_writers_are_read_as_they_are_among_all(study):
     fact_ids = list(study.table.loc[study.table["verdict"] == "mnemonic", "fact_id"][:2])
-    only = ["embed", "h0.0", "mlp0", f"mlp{WAYPOINT - 1}"]
+    only = ["embed", "L0H0", "MLP0", f"MLP{WAYPOINT - 1}"]
     every = read_messages(study, fact_ids, only=only, progress=False)
     some = read_messages(study, fact_ids, only=only, strongest=2, progress=False)
     largest = every.sort_values("norm", ascending=False).groupby("fact_id").head(2)
