@@ -1,9 +1,9 @@
 """What does a state stand for? Reading a concept, a phrase of any length, out of the residual stream.
 
 A state is put into the task's own `verbalise` prompt about another cue, or into a prompt that repeats words (as in
-Patchscopes, Ghandeharioun et al. 2024, section 3), and the model says what it reads (`Reader`). Or it is compared with
-the states of the lexicon's phrases in their own prompts (`Bank`). Phrases are ranked by how much likelier they are
-under this state than under the states of other facts, so a phrase that is always likely wins nothing.
+Patchscopes, Ghandeharioun et al. 2024, section 3), and the model says what it reads (`PromptReader`). Or it is
+compared with the states of the lexicon's phrases in their own prompts (`Bank`). Phrases are ranked by how much likelier
+they are under this state than under the states of other facts, so a phrase that is always likely wins nothing.
 """
 
 from __future__ import annotations
@@ -95,10 +95,11 @@ class ReadsConcepts(Protocol):
 
 
 @dataclass(frozen=True)
-class Reader:
+class PromptReader:
     """Reads states through the `verbalise` prompt of one cue.
 
     Attributes:
+        model: the model whose states are read, and which reads them.
         host: the prompt that states are put into, at the last token of its cue.
         max_tokens: the longest phrase.
         lexicon: phrases to consider beside those that the model writes, as continuations of the prompt.
@@ -112,10 +113,10 @@ class Reader:
     max_tokens: int
     lexicon: tuple[Phrase, ...] = ()
     cue: str = ""
-    spare: Reader | None = None
+    spare: PromptReader | None = None
 
     @classmethod
-    def by_identity(cls, model: Model, *, max_tokens: int, lexicon: Sequence[str] = ()) -> Reader:
+    def by_identity(cls, model: Model, *, max_tokens: int, lexicon: Sequence[str] = ()) -> PromptReader:
         """Make a reader for tasks that cannot ask what a cue stands for: its prompt repeats words.
 
         Raises:
@@ -127,7 +128,7 @@ class Reader:
     @classmethod
     def for_task(
         cls, model: Model, task: Task, *, cue: str, spare_cue: str | None = None, lexicon: Sequence[str] = ()
-    ) -> Reader:
+    ) -> PromptReader:
         """Make the reader of a task, with the prompt of `cue` as host; phrases it cannot spell are left out.
 
         Facts whose own cue is `cue` are read in the prompt of `spare_cue` instead, if there is one.

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from mnemo.attribution import attribute_nodes
 from mnemo.behaviour import agreement, entailment, expand_cues, probe_prompts
+from mnemo.concept_readers import reader_for
 from mnemo.concept_vectors import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors
 from mnemo.concepts import Reading, ReadsConcepts, chance
 from mnemo.contrasts import Contrast, make_contrasts
@@ -38,7 +39,6 @@ from mnemo.looks import QUICK, Effort, look_at
 from mnemo.memory import memory_budget
 from mnemo.model import Model, load_for
 from mnemo.patching import Site, read_stream
-from mnemo.reading import reader_for
 from mnemo.records import Parts, run_record
 from mnemo.study import Study
 from mnemo.tested_facts import TestedFacts

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mnemo.concept_readers import compare_readers
 from mnemo.doses import dose_curves, write_doses
 from mnemo.errors import InputError, MnemoError
 from mnemo.files import write_text
 from mnemo.messages import messages_beside_state
-from mnemo.reading import compare_readers
 from mnemo.tables import write_csv
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class FactEvidence:
     Attributes:
         study: where the fact was judged.
         fact_id: the fact.
-        tables: ``readings`` (`mnemo.reading.compare_readers`), ``messages`` (`mnemo.messages.messages_beside_state`)
-            and ``doses`` (`mnemo.doses.dose_curves`), those that could be made.
+        tables: ``readings`` (`mnemo.concept_readers.compare_readers`), ``messages``
+            (`mnemo.messages.messages_beside_state`) and ``doses`` (`mnemo.doses.dose_curves`), those that could be made.
         notes: why the others could not.
     """
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnemo.activations import contributions, values_at, writer_hooks
+from mnemo.concept_readers import reader_for
 from mnemo.concepts import Others
 from mnemo.errors import MnemoError
 from mnemo.graph import Writer, writers
 from mnemo.patching import over_batches
 from mnemo.prompts import render
-from mnemo.reading import reader_for
 from mnemo.shape import Shape
 
 if TYPE_CHECKING:

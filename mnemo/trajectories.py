@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnemo.concept_vectors import ConceptTable, choose_targets, concept_vectors
-from mnemo.concepts import Bank, Reader, ReadsConcepts
+from mnemo.concepts import Bank, PromptReader, ReadsConcepts
 from mnemo.errors import MnemoError
 from mnemo.patching import Site, read_stream
 from mnemo.study_concepts import study_concepts
@@ -124,7 +124,7 @@ def _reader(study: Study, table: ConceptTable, asked: set[str]) -> ReadsConcepts
         return Bank(study.model, table.phrases, table.prompts)
     cues = study.table.loc[study.table["recalled"], "cue"]
     free = [cue for cue in cues if study.task.recall.format(cue=cue) not in asked]
-    return Reader.for_task(study.model, study.task, cue=(free or list(cues))[0])
+    return PromptReader.for_task(study.model, study.task, cue=(free or list(cues))[0])
 
 
 def _read(

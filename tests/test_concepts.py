@@ -9,7 +9,7 @@ import statistics
 import pytest
 import torch
 
-from mnemo.concepts import FLOOR, NULL_STATES, Bank, Others, Reader, _is_a_concept, chance, read_cues
+from mnemo.concepts import FLOOR, NULL_STATES, Bank, Others, PromptReader, _is_a_concept, chance, read_cues
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
 from mnemo.model import Model, load
@@ -35,11 +35,11 @@ def states(model) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def reader(model) -> Reader:
-    return Reader.for_task(model, TASK, cue="QQ==")
+def reader(model) -> PromptReader:
+    return PromptReader.for_task(model, TASK, cue="QQ==")
 
 
-def logprob_by_hand(model: Model, reader: Reader, phrase: tuple[int, ...], state: torch.Tensor) -> float:
+def logprob_by_hand(model: Model, reader: PromptReader, phrase: tuple[int, ...], state: torch.Tensor) -> float:
     tokens = torch.tensor([(*reader.host.tokens, *phrase)])
 
     def put(value, hook):
@@ -131,8 +131,8 @@ def test_phrases_that_the_model_does_not_end_also_stand_cut_between_words(model,
 
 def test_the_fact_whose_cue_is_the_hosts_is_read_in_another_host(model, states):
     words = ["value", "added", "tax"]
-    own, spare = (Reader.for_task(model, TASK, cue=cue, lexicon=words) for cue in (FACTS[2].cue, "Q=="))
-    both = Reader.for_task(model, TASK, cue=FACTS[2].cue, spare_cue="Q==", lexicon=words)
+    own, spare = (PromptReader.for_task(model, TASK, cue=cue, lexicon=words) for cue in (FACTS[2].cue, "Q=="))
+    both = PromptReader.for_task(model, TASK, cue=FACTS[2].cue, spare_cue="Q==", lexicon=words)
     found, here, there = (r.read(states, layer=LAYER, facts=FACTS) for r in (both, own, spare))
     for i, readings in enumerate(found):
         expected = there if i == 2 else here
@@ -144,7 +144,7 @@ def test_the_fact_whose_cue_is_the_hosts_is_read_in_another_host(model, states):
 def test_a_phrase_from_the_lexicon_can_win_though_the_model_would_not_write_it(model, states):
     words = [model.tokens.decode([t]).strip() for t in range(260, 320)]
     lexicon = [word for word in words if len(word) > 1 and word.isalpha()]
-    reader = Reader.for_task(model, TASK, cue="QQ==", lexicon=lexicon)
+    reader = PromptReader.for_task(model, TASK, cue="QQ==", lexicon=lexicon)
     assert reader.lexicon
     read = {r.tokens for mine in reader.read(states, layer=LAYER, facts=FACTS) for r in mine}
     assert read & set(reader.lexicon)
@@ -169,7 +169,7 @@ def test_a_cue_is_no_concept_as_words_of_its_own_and_may_be_part_of_one(cue, tex
 
 def test_phrases_that_cannot_be_spelled_are_left_out_and_no_template_is_refused(model):
     with pytest.raises(MnemoError, match="no `verbalise`"):
-        Reader.for_task(model, TASK.model_copy(update={"verbalise": None}), cue="QQ==")
+        PromptReader.for_task(model, TASK.model_copy(update={"verbalise": None}), cue="QQ==")
 
 
 def test_beam_search_finds_what_exhaustion_finds_when_the_beam_is_wide(model, reader, states, monkeypatch):
@@ -251,7 +251,7 @@ def test_states_that_hold_a_concept_are_read_as_chance_is_not(bank, model):
 
 
 def test_the_identity_prompt_reads_what_is_put_at_its_last_slot(model, states):
-    reader = Reader.by_identity(model, max_tokens=2)
+    reader = PromptReader.by_identity(model, max_tokens=2)
     assert model.tokens.decode([reader.host.tokens[reader.host.last]]).strip() == "?"
     written = reader.read(states, layer=LAYER, facts=FACTS)
     for state, mine in zip(states, written, strict=True):

@@ -408,14 +408,14 @@ def test_a_fact_at_which_no_concept_is_read_is_unsure_and_the_others_are_judged(
     facts = list(Task.read(folder).load_facts())
     mute = next(f for f in facts if world_kind(world, f.fact_id) == "mnemonic")
 
-    class Mute(mnemo.reading.Reader):
+    class Mute(mnemo.concept_readers.PromptReader):
         def read(self, states, *, layer, facts, seed=0, others=None):
             assert self.spare is not None and self.spare.cue != self.cue == facts[0].cue
             found = super().read(states, layer=layer, facts=facts, seed=seed, others=others)
             return [[] if f.fact_id == mute.fact_id else r for f, r in zip(facts, found, strict=True)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mnemo.reading, "Reader", Mute)
+        patch.setattr(mnemo.concept_readers, "PromptReader", Mute)
         table = extract(folder, quick=True, progress=False).table.set_index("fact_id")
     assert table.loc[mute.fact_id, "verdict"] == "unsure"
     assert pd.isna(table.loc[mute.fact_id, "swap_success"])

@@ -7,13 +7,13 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from mnemo.concept_readers import reader_for
 from mnemo.concepts import REFERENCES, Others, ReadsConcepts
 from mnemo.errors import MnemoError
 from mnemo.explorer.interventions import Bench
 from mnemo.explorer.places import Place
 from mnemo.lenses import Lens
 from mnemo.patching import Site, read_stream
-from mnemo.reading import reader_for
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from mnemo.concept_vectors import ask_concepts
-from mnemo.concepts import Bank, Others, Reader, ReadsConcepts, chance
+from mnemo.concepts import Bank, Others, PromptReader, ReadsConcepts, chance
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
 from mnemo.lenses import Lens
@@ -82,9 +82,9 @@ def _fitted(model: Model, prompts: Sequence[Prompt], *, layers: Sequence[int] | 
     return Lens.fitted(model, prompts, layers=layers)
 
 
-def _asking(model: Model, task: Task, facts: Sequence[Fact], lexicon: Sequence[str]) -> Reader:
+def _asking(model: Model, task: Task, facts: Sequence[Fact], lexicon: Sequence[str]) -> PromptReader:
     cue, *others = dict.fromkeys(fact.cue for fact in facts)
-    return Reader.for_task(model, task, cue=cue, spare_cue=others[0] if others else None, lexicon=lexicon)
+    return PromptReader.for_task(model, task, cue=cue, spare_cue=others[0] if others else None, lexicon=lexicon)
 
 
 def _comparing(model: Model, task: Task, lexicon: Sequence[str]) -> Bank | None:
@@ -95,8 +95,8 @@ def _comparing(model: Model, task: Task, lexicon: Sequence[str]) -> Bank | None:
     return Bank(model, table.phrases, table.prompts)
 
 
-def _repeating(model: Model, task: Task, lexicon: Sequence[str]) -> Reader:
-    return Reader.by_identity(model, max_tokens=task.max_concept_tokens, lexicon=lexicon)
+def _repeating(model: Model, task: Task, lexicon: Sequence[str]) -> PromptReader:
+    return PromptReader.by_identity(model, max_tokens=task.max_concept_tokens, lexicon=lexicon)
 
 
 def _recalls(model: Model, task: Task, facts: Sequence[Fact]) -> list[Prompt]:

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 import mnemo
-from mnemo.concepts import Bank, Reader
+from mnemo.concept_readers import LISTED, _readers, compare_readers, reader_for
+from mnemo.concepts import Bank, PromptReader
 from mnemo.errors import MnemoError
 from mnemo.lenses import Lens
 from mnemo.memory import memory_budget
-from mnemo.reading import LISTED, _readers, compare_readers, reader_for
 
 
 def test_the_first_reader_that_the_texts_of_a_task_allow(compiled_study):
@@ -20,7 +20,7 @@ def test_the_first_reader_that_the_texts_of_a_task_allow(compiled_study):
     facts = list(study.recalled_facts().values())[:4]
     plain = {"verbalise": None}
     tasks = {
-        Reader: {},
+        PromptReader: {},
         Bank: plain,
         Lens: plain | {"concepts": None},  # its tokenizer cannot spell the prompt that repeats words
     }
@@ -39,7 +39,7 @@ def test_the_logit_lens_reads_where_the_other_would_take_too_long_or_too_much(co
         reader, notes = reader_for(study.model, task, facts)
     assert isinstance(reader, Lens) and reader.jacobian is None
     assert "with the logit lens (" in notes[-1] and "give a larger --memory-gb" in notes[-1]
-    monkeypatch.setattr("mnemo.reading.WIDE", 1)
+    monkeypatch.setattr("mnemo.concept_readers.WIDE", 1)
     reader, notes = reader_for(study.model, task, facts)
     assert isinstance(reader, Lens) and reader.jacobian is None
     assert "wider than 1" in notes[-1] and "unsure, not rote" in notes[-1]
@@ -80,7 +80,7 @@ def test_what_cannot_be_read_says_why(compiled_study, monkeypatch):
         compare_readers(study, "nobody")
     with pytest.raises(MnemoError, match="no waypoint"):
         compare_readers(replace(study, waypoint=None), "nobody")
-    monkeypatch.setattr("mnemo.reading.WIDE", 1)
+    monkeypatch.setattr("mnemo.concept_readers.WIDE", 1)
     readers = _readers(study.model, study.task, list(study.recalled_facts().values())[:2], layer=1)
     with pytest.raises(MnemoError, match="wider than 1"):
         readers["Jacobian lens"]()
