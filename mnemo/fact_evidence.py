@@ -31,7 +31,8 @@ class FactEvidence:
         study: where the fact was judged.
         fact_id: the fact.
         tables: ``readings`` (`mnemo.concept_readers.compare_readers`), ``messages``
-            (`mnemo.messages.messages_beside_state`) and ``doses`` (`mnemo.doses.dose_curves`), those that could be made.
+            (`mnemo.messages.messages_beside_state`) and ``doses`` (`mnemo.doses.dose_curves`), those that could be
+            made.
         notes: why the others could not.
     """
 

@@ -19,8 +19,9 @@ from mnemo.patching import Patch, Site, read_stream
 from mnemo.tested_facts import Draws, Pairs, Swaps, TestedFacts, margin
 
 # Random directions beside each swap: so many that a fact which every swap moves, and no direction, is beyond chance
-# (UNLIKELY), after all tests are paid for. Where targets are few, that takes more of them; more than MOST never.
-LEAST, MOST, UNLIKELY = 2, 64, 0.02
+# (UNLIKELY), after all tests are paid for; so far below FALSE_DISCOVERIES that it still is where one fact in five is
+# moved. Where targets are few, that takes more of them; more than MOST never.
+LEAST, MOST, UNLIKELY = 2, 64, 0.01
 RIVALS = 4  # other concepts with the same answer, at the most, that a fact is swapped to
 WITNESSES = 4  # facts of other concepts swapped to each of those, to see whether that works at all
 RESAMPLED = 3  # other facts whose concept stands in for a fact's own, one after the other
