@@ -2,18 +2,24 @@
 
     python benchmarks/wrong_concepts.py FOLDER ...           # study folders of organisms, or of any model
     python benchmarks/wrong_concepts.py FOLDER ... --runs DIR     # reads finished runs, DIR/NAME for a folder NAME
+    python benchmarks/wrong_concepts.py FOLDER ... --evoked       # concepts that the model names, whatever verdicts say
 
 The null that shuffles answers is easy to beat, since a concept with another answer cannot carry a fact. Here each fact
 is tried, in the very same trials at dose 1, through its own concept and through a concept drawn from those that other
 cues evoke and that have its answer. How many facts pass through the wrong one says how often *recalled through it*
 names a concept when all that counts is the answer. Beside it the edit test (`mnemo.editing`): how many facts give the
 new answer that their own concept was taught, and how many that of the wrong one, after the same training.
+
+With `--evoked` the facts are those to whose code the model, asked what it stands for, names a concept with their
+answer, and that is their concept: where no concept can be read at the waypoint, an edit can still show that a fact goes
+through one.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,17 +46,26 @@ from mnemo.verdict import judge, weigh
 TRIED = ("through", "through_wrong", "follows", "follows_wrong")
 
 
-def through_either(study: Study, *, seed: int = 0) -> pd.DataFrame:
+def through_either(study: Study, *, evoked: bool = False, seed: int = 0) -> pd.DataFrame:
     """Try each fact that is recalled through a concept with that one and with a wrong one that has its answer.
+
+    Args:
+        study: what `extract` found.
+        evoked: whether to take facts and concepts as the model names them when asked.
+        seed: draws wrong concepts, targets and the edit's answers.
 
     Returns:
         a row for each such fact of which there is a wrong concept: `fact_id`, `concept`, `wrong`, whether the fact is
         `through` the first and `through_wrong` the second, and whether it `follows` an edit of the first and
         `follows_wrong` one of the second (NaN where the edit was not taken).
     """
-    known = study_concepts(study)
     facts = study.table.set_index("fact_id")
-    called = facts["verdict"].isin(THROUGH_A_CONCEPT)
+    if evoked:
+        study = replace(study, table=study.table.assign(concept=study.table["evoked"]))
+        called = facts["evoked_answer"] == facts["predicted"]
+    else:
+        called = facts["verdict"].isin(THROUGH_A_CONCEPT)
+    known = study_concepts(study)
     wrong = _wrong(known, seed=seed)
     ids = [i for i, row in known.rows.items() if called[i] and wrong[row] >= 0]
     if not ids:
@@ -116,9 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", type=Path, nargs="+", metavar="FOLDER", help="study folders")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="finished runs, by the names of the study folders")
+    parser.add_argument("--evoked", action="store_true", help="take the concepts that the model names when asked")
+    parser.add_argument("--quick", action="store_true", help="extract with fewer interventions for each fact")
     args = parser.parse_args()
     try:
-        found = {folder.resolve().name: _kinds(folder, args.runs) for folder in args.studies}
+        found = {folder.resolve().name: _kinds(folder, args) for folder in args.studies}
     except MnemoError as error:
         parser.exit(2, f"{error}\n")
     print_table(
@@ -139,10 +156,10 @@ def main() -> None:
     )
 
 
-def _kinds(folder: Path, runs: Path | None) -> pd.DataFrame:
-    done = runs and runs / folder.resolve().name
-    study = Study.read(done, task=folder) if done else extract(folder, progress=False)
-    found = through_either(study)
+def _kinds(folder: Path, args: argparse.Namespace) -> pd.DataFrame:
+    done = args.runs and args.runs / folder.resolve().name
+    study = Study.read(done, task=folder) if done else extract(folder, quick=args.quick, progress=False)
+    found = through_either(study, evoked=args.evoked)
     truth = folder / "truth.csv"
     if not truth.is_file():
         return found.assign(kind="all")
