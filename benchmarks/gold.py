@@ -1,6 +1,6 @@
 """A gold standard for verdicts where no truth is known: every site, every other concept, all doses and controls.
 
-`extract` tries some concepts at one site and two doses. Here a fact is swapped to *every* concept with another answer
+`extract` tries some concepts at one site and three doses. Here a fact is swapped to *every* concept with another answer
 that some cue evokes, at every dose and at every site between two blocks, from the cue's last token on. It is moved at
 one of these sites where, at one dose,
 
