@@ -1,6 +1,8 @@
-"""How closely each fact is looked at, on an organism half of whose evidence is another route's."""
+"""How closely each fact is looked at, on an organism to half of whose concepts no swap leads."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -25,18 +27,21 @@ SITES, FEWEST = 3, 4
 
 @pytest.fixture(scope="module")
 def tested(tmp_path_factory) -> TestedFacts:
-    """Facts that swaps move now and then, as a second route holds against them, and a few that they never move."""
+    """Facts that swaps move now and then, as every second concept has no vector, and a few that they never move."""
     folder = tmp_path_factory.mktemp("half")
     world = build_world(
         WorldConfig(concepts=12, cues_per_concept=2, decoys=2, idles=2, rotes=2, frees=0, seed=5), PHRASES
     )
-    write_folder(folder, world, *compile_organism(world, mediated=0.5), name="half")
+    write_folder(folder, world, *compile_organism(world), name="half")
     study = extract(folder, quick=True, progress=False)
     known = study_concepts(study)
     facts = (known.concepts >= 0).nonzero()[:, 0]
     prompts = [study.prompt(fact_id) for fact_id in known.rows]
     answers, concepts = known.answers[facts], known.concepts[facts]
-    return TestedFacts(study.model, prompts, facts, answers, concepts, known.table, known.vectors)
+    gone = (torch.arange(len(known.table)) % 2 == 1)[:, None]
+    spoiled = {name: getattr(known.vectors, name).masked_fill(gone, 0.0) for name in ("vectors", "from_prompts")}
+    vectors = replace(known.vectors, **spoiled)
+    return TestedFacts(study.model, prompts, facts, answers, concepts, known.table, vectors)
 
 
 @pytest.fixture(scope="module")
