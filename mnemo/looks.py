@@ -84,7 +84,7 @@ class Effort:
         return directions_beside(first, tests=tests), directions_beside(closer, tests=tests, least=1)
 
 
-QUICK = Effort(targets=4, doses=(), sites=4, sample=64, paths=64)
+QUICK = Effort(targets=4, doses=(), sites=4, sample=64, paths=32)
 
 
 def look_at(
