@@ -32,9 +32,9 @@ from mnemo.files import replacing, write_text
 from mnemo.intervals import grouped_interval
 from mnemo.invented import THROUGH_A_CONCEPT, count_invented, strongest_first
 from mnemo.organisms.build import OrganismConfig, train_organism
-from mnemo.report import swaps_in_words
 from mnemo.scoring import NEGATIVES, read_truth, with_truth
 from mnemo.study import Study
+from mnemo.verdict import swaps_in_words
 
 WORLD = {"concepts": 48, "cues_per_concept": 4, "decoys": 0, "idles": 0, "rotes": 32, "frees": 64}
 UNPLANTED = {"align": 0, "interchange": 0, "immune": 0, "edited": 0, "legible": 0}
@@ -97,7 +97,9 @@ def judge(folder: Path, out: Path, *, name: str) -> None:
             card |= against_gold(study, free, planted, trials_in=out / f"{name}.parquet")
     shown = strongest_first(free).head(EXAMPLES)
     columns = ["cue", "answer", "concept", "invented", "score", "entailment", "swap_success", "swap_control"]
-    columns += [column for column in ("dose", "dosed_swap", "dosed_control") if column in shown]
+    columns += ["prompt_swap", "prompt_control"]
+    dosed = ("dose", "dosed_swap", "dosed_control", "dosed_prompt_swap", "dosed_prompt_control")
+    columns += [column for column in dosed if column in shown]
     card |= {"counts": count_invented(free), "examples": shown[columns].to_dict("records")}
     card["verdicts"] = free["verdict"].value_counts().to_dict()
     write_text(out / f"{name}.json", json.dumps(card, indent=2, default=float) + "\n")

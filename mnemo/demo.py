@@ -15,9 +15,10 @@ from mnemo.extraction import extract
 from mnemo.files import replacing
 from mnemo.organisms.world import SHOWN_CUE
 from mnemo.plot import overview
-from mnemo.report import plain, swaps_in_words
+from mnemo.report import plain
 from mnemo.scoring import invented, read_truth, with_truth
 from mnemo.study import Study
+from mnemo.verdict import swaps_in_words
 
 WHAT_IT_IS = {
     "mnemonic": "planted; held out of training",

@@ -20,6 +20,7 @@ from mnemo.invented import strongest_first
 from mnemo.plan import Plan
 from mnemo.study import Study
 from mnemo.traces import Trace
+from mnemo.verdict import swaps_in_words
 
 
 def plain(text: str) -> str:
@@ -83,13 +84,6 @@ def print_summary(study: Study, folder: Path) -> None:
     for note in study.notes:
         console.print(f"note: {plain(note)}", style="yellow")
     console.print(f"written: {plain(str(folder / 'report.html'))}, verdicts.csv and the files beside them")
-
-
-def swaps_in_words(row: pd.Series) -> str:
-    """Write how often a fact's swaps work, random directions in brackets; after a closer look, what that saw."""
-    if pd.isna(row.get("dose")):
-        return f"{row['swap_success']:.2f} ({row['swap_control']:.2f})"
-    return f"{row['dosed_swap']:.2f} ({row['dosed_control']:.2f}) at dose {row['dose']:g}"
 
 
 def print_metrics(metrics: dict[str, Any], folder: Path) -> None:

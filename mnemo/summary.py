@@ -23,6 +23,7 @@ from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented, str
 from mnemo.messages import messages_beside_state
 from mnemo.plot import dose_figure, swap_by_fact, verdict_overview
 from mnemo.plot.style import new_figure
+from mnemo.verdict import swaps_in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -193,10 +194,13 @@ def _clearest_first(facts: pd.DataFrame) -> pd.DataFrame:
 
 def _example_rows(facts: pd.DataFrame, most: int) -> list[dict[str, Any]]:
     columns = (
-        "cue", "answer", "concept", "verdict", "invented", "score", "swap_success", "swap_control", "q_value",
+        "cue", "answer", "concept", "verdict", "invented", "score", "q_value",
         "entailment", "entailment_control", "top_path", "top_path_share",
     )  # fmt: skip
-    return [{name: _plain(row[name]) for name in columns} for _, row in facts.head(most).iterrows()]
+    return [
+        {**{name: _plain(row[name]) for name in columns}, "swaps": swaps_in_words(row)}
+        for _, row in facts.head(most).iterrows()
+    ]
 
 
 def _message_rows(study: Study, facts: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:

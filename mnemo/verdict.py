@@ -282,6 +282,19 @@ def _above(evidence: pd.DataFrame, name: str) -> pd.Series:
     return (evidence[closer[0]] - evidence[closer[1]]).where(evidence["dose"].notna(), above)
 
 
+def swaps_in_words(row: pd.Series) -> str:
+    """Write how often a fact's swaps work, random directions in brackets, in the closest look at it.
+
+    Of the two sorts of vectors the one that does more above its control speaks.
+    """
+    closer = not pd.isna(row.get("dose"))
+    cues, prompts = (tuple(row[column] for column in _EFFECTS[name][closer]) for name in ("swap", "prompt_swap"))
+    by_prompts = prompts[0] - prompts[1] > cues[0] - cues[1]
+    effect, control = prompts if by_prompts else cues
+    dose = f" at dose {row['dose']:g}" if closer else ""
+    return f"{effect:.2f} ({control:.2f}){' by prompts' if by_prompts else ''}{dose}"
+
+
 def _untouched(evidence: pd.DataFrame) -> pd.Series:
     """Whether swaps, so many that this says something, move a fact at no dose."""
     most, tried = (

@@ -14,7 +14,7 @@ from scipy import stats
 
 from mnemo.tested_facts import Swaps
 from mnemo.trials import LEAST, MOST, UNLIKELY, DosedSwaps, Trials, directions_beside, smallest_p
-from mnemo.verdict import carried, judge, undecided, unsettled, weigh, weigh_doses, with_doses
+from mnemo.verdict import carried, judge, swaps_in_words, undecided, unsettled, weigh, weigh_doses, with_doses
 
 ANSWER, OTHER = 5, 9
 
@@ -161,6 +161,14 @@ def test_a_fact_without_any_target_has_no_p_value_and_no_strength():
     row = weigh(none, torch.tensor([1.0])).iloc[0]
     assert row[["swap_success", "p_value", "swap_low", "swap_high"]].isna().all()
     assert row["strength"] == 0
+
+
+def test_swaps_are_written_as_the_closest_look_and_the_better_sort_saw_them():
+    row = evidence(hits=2, prompt_hits=0).iloc[0]
+    assert swaps_in_words(row) == "0.25 (0.00)"
+    assert swaps_in_words(evidence(hits=2, prompt_hits=8).iloc[0]) == "1.00 (0.00) by prompts"
+    both = with_doses(evidence(hits=2), weigh_doses(dosed({0.5: 6}, prompt_hits=2)), looks=2)
+    assert swaps_in_words(both.iloc[0]) == "0.75 (0.00) at dose 0.5"
 
 
 def test_of_several_doses_the_one_counts_at_which_the_concept_acts_most_clearly():
