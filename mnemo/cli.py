@@ -316,9 +316,10 @@ def organism_measure(
 def _model(task: Path, model: str | None, *, dtype: str | None, device: str | None) -> Any:
     """The model that a command was given, loaded already if it is wanted in another dtype or on another device."""
     from mnemo.facts import Task
-    from mnemo.model import load_as
+    from mnemo.model import load_for
 
-    return load_as(Task.read(task), model, dtype=dtype, device=device)
+    read = Task.read(task)
+    return model if dtype is None and device is None else load_for(read, model, dtype=dtype, device=device)
 
 
 def _default_out(task: Path) -> Path:

@@ -38,7 +38,7 @@ class ConceptTable:
         answers: the model's own answer for each, as the token that says it in a recall prompt: the prediction for a
             swap, made beforehand.
         confidence: its probability.
-        said: the token that each gives after its own prompt, where that is another spelling of the answer.
+        said: the same as the token that says it after the concept's own prompt, which may spell it in another way.
         cue_ends: place of the cue's last token in recall prompts, from their end; None where these are unknown.
     """
 
@@ -83,8 +83,8 @@ def ask_concepts(
     prompts = {phrase: prompt for phrase, prompt in asked.items() if prompt is not None}
     answers = torch.empty(len(prompts), dtype=torch.long)
     confidence = torch.empty(len(prompts))
-    for rows, said in next_logprobs(model, list(prompts.values())):
-        confidence[rows], answers[rows] = said.exp().max(-1)
+    for rows, logprobs in next_logprobs(model, list(prompts.values())):
+        confidence[rows], answers[rows] = logprobs.exp().max(-1)
     said = answers
     if as_after is not None and any(prompt.text[-1:] != as_after.text[-1:] for prompt in prompts.values()):
         spelling = {token: _as_after(as_after, token, model) for token in set(answers.tolist())}

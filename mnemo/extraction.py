@@ -44,7 +44,7 @@ from mnemo.study import Study
 from mnemo.tested_facts import TestedFacts
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import top_path
-from mnemo.trials import directions_beside, smallest_p
+from mnemo.trials import smallest_p
 from mnemo.verdict import FALSE_DISCOVERIES, FEWEST, judge
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
 
@@ -307,9 +307,9 @@ class _Extraction:
         )  # fmt: skip
         others = (targets >= 0).sum(1)[concepts >= 0]
         fewest = int(others[others > 0].min()) if others.any() else 0
-        tests, first = self.effort.tests(waypoint.tried), min(fewest, self.effort.targets)
+        first, (random, _) = min(fewest, self.effort.targets), self.effort.directions(fewest, sites=waypoint.tried)
         notes = []
-        if fewest and (least := tests * smallest_p(first, directions_beside(first, tests=tests))) >= FALSE_DISCOVERIES:
+        if fewest and (least := self.effort.tests(waypoint.tried) * smallest_p(first, random)) >= FALSE_DISCOVERIES:
             notes.append(
                 f"some facts can be swapped to {first} other concepts only, so that their p-values are at least "
                 f"{least:.2g} and they are never called mnemonic: add facts that evoke other concepts"

@@ -242,16 +242,6 @@ def load_for(
     return model if isinstance(model, Model) else load(task.model_source(model), device=device, dtype=dtype)
 
 
-def load_as(
-    task: Task, source: str | Path | None, *, device: str | None = None, dtype: str | None = None
-) -> Model | str | Path | None:
-    """Load the model of a run if it is asked for on a device or in a dtype of its own; else leave that to the run.
-
-    The arguments are those of `load_for`.
-    """
-    return source if device is None and dtype is None else load_for(task, source, device=device, dtype=dtype)
-
-
 def _vocabulary(hf: PreTrainedModel) -> int:
     embedding: Any = hf.get_input_embeddings()
     return embedding.weight.shape[0]
