@@ -7,8 +7,8 @@
 The null that shuffles answers is easy to beat, since a concept with another answer cannot carry a fact. Here each fact
 is tried, in the very same trials at dose 1, through its own concept and through a concept drawn from those that other
 cues evoke and that have its answer. How many facts pass through the wrong one says how often *recalled through it*
-names a concept when all that counts is the answer. Beside it the edit test (`mnemo.editing`): how many facts give the
-new answer that their own concept was taught, and how many that of the wrong one, after the same training.
+names a concept when all that counts is the answer. Beside it the edit test (`mnemo.editing`): how often facts give the
+new answers that their own concept was taught, and how often those of the wrong one, after the same training.
 
 With `--evoked` the facts are those to whose code the model, asked what it stands for, names a concept with their
 answer, and that is their concept: where no concept can be read at the waypoint, an edit can still show that a fact goes
@@ -118,7 +118,7 @@ def _edits(study: Study, known: StudyConcepts, *, seed: int) -> Edits:
         study.model,
         [study.prompt(fact_id) for fact_id in known.rows],
         answers=known.answers,
-        concepts=known.concepts,
+        concepts=known.concepts[:, None],
         table=known.table,
         layer=study.waypoint.site.layer,
         seed=seed,

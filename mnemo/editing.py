@@ -5,7 +5,11 @@ models keep such facts (Geva et al. 2021, "Transformer feed-forward layers are k
 "Locating and editing factual associations in GPT", section 3). A fact recalled through the concept and its own second
 hop then gives the edited answer, though its cue was never shown; a fact with a second hop of its own does not.
 
-Half of the concepts is edited at once, then the other half: each fact is tested once, and is once a control.
+Half of the concepts is edited at once, then the other half: each fact is tested once, and is once a control. That is
+done several times over, with halves and new answers drawn anew. So chance is known exactly: a fact to which an edit of
+a concept means nothing gives the answer drawn for it as often as any other that could have been drawn (Fisher 1935,
+"The Design of Experiments", chapter 2). Concepts that have a fact's answer are each other's controls, and which of them
+the fact follows is found without reading any.
 """
 
 from __future__ import annotations
@@ -13,12 +17,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -26,6 +32,7 @@ from tqdm.auto import tqdm
 from mnemo.concept_vectors import ConceptTable
 from mnemo.errors import MnemoError
 from mnemo.patching import next_logprobs, over_batches
+from mnemo.records import Parts
 from mnemo.shape import Shape
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ class EditConfig:
     """How the MLPs above the waypoint are taught new answers.
 
     Attributes:
+        rounds: how many times concepts are taught new answers, drawn anew each time.
         steps: Adam steps at the most.
         learning_rates: of Adam, tried in this order until the edit is learned: larger steps move facts that have
             nothing to do with it.
@@ -47,6 +55,7 @@ class EditConfig:
             fact: what moves all of them does not test the second hop of one.
     """
 
+    rounds: int = 8
     steps: int = 400
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     stop_below: float = 0.01
@@ -56,12 +65,13 @@ class EditConfig:
 
 @dataclass(frozen=True)
 class Edits:
-    """What facts answer after one half of the concepts was taught new answers, and after the other half was.
+    """What facts answer after one half of the concepts was taught new answers, and after the other half was, each time.
 
     Attributes:
         answers: the facts' own answer tokens.
-        concepts: each fact's concept, -1 for none.
-        new: the answer that each concept was taught.
+        concepts: the concepts that each fact may go through, -1 for none.
+        known: the concepts' own answers.
+        new: the answer that each concept was to be taught.
         edited: which concepts were taught theirs in each edit.
         taken: which of these gave it afterwards.
         said: what each fact answered afterwards.
@@ -69,8 +79,9 @@ class Edits:
     """
 
     answers: Int[Tensor, " fact"]
-    concepts: Int[Tensor, " fact"]
-    new: Int[Tensor, " concept"]
+    concepts: Int[Tensor, "fact any"]
+    known: Int[Tensor, " concept"]
+    new: Int[Tensor, "edit concept"]
     edited: Bool[Tensor, "edit concept"]
     taken: Bool[Tensor, "edit concept"]
     said: Int[Tensor, "edit fact"]
@@ -78,30 +89,91 @@ class Edits:
 
     @property
     def changed(self) -> Float[Tensor, "edit fact"]:
-        """Whether each fact gives another answer than its own; NaN where its concept was edited."""
-        beside = (self.concepts < 0) | ~self.edited[:, self.concepts]
+        """Whether each fact gives another answer than its own; NaN where a concept of its was edited."""
+        beside = ((self.concepts < 0) | ~self.edited[:, self.concepts]).all(-1)
         return torch.where(beside, (self.said != self.answers).float(), torch.nan)
 
+    @property
+    def harmless(self) -> Bool[Tensor, " edit"]:
+        """Which edits left the facts of other concepts alone (see `EditConfig.spared`); none without such facts."""
+        return 1 - self.changed.nanmean(1) >= self.spared
+
     def follows(self, concepts: Int[Tensor, " fact"]) -> Float[Tensor, " fact"]:
-        """Whether each fact gives the new answer of a concept, be it its own or another.
+        """How often each fact gives the new answer of a concept, be it its own or another: a share of the edits.
 
-        NaN for -1, where the concept did not take its new answer, where that is the fact's own answer anyway, or where
-        the edit moved facts whose own concepts it left alone, or there are none to tell (see `EditConfig.spared`).
+        NaN for -1, and where no edit says anything: the concept did not take its new answer, that is the fact's own
+        answer anyway, or the edit was not `harmless`.
         """
-        harmless = 1 - self.changed.nanmean(1, keepdim=True) >= self.spared
-        tested = harmless & (concepts >= 0) & self.taken[:, concepts] & (self.new[concepts] != self.answers)
-        return torch.where(tested, (self.said == self.new[concepts]).float(), torch.nan).nanmean(0)
+        new = self.new[:, concepts]
+        tested = self.harmless[:, None] & (concepts >= 0) & self.taken[:, concepts] & (new != self.answers)
+        return torch.where(tested, (self.said == new).float(), torch.nan).nanmean(0)
 
-    def table(self) -> pd.DataFrame:
+    def followed(self) -> pd.DataFrame:
+        """Say which of the concepts that have its answer takes each fact along most often.
+
+        Returns:
+            a row for each fact: `concept`, that concept's row, -1 where it follows none; `share` of its edits that the
+            fact followed; `rival`, the largest share among the other concepts with the fact's answer, and `other`,
+            among those with another one (NaN for none); `candidates`, how many concepts with its answer were tested;
+            and `p_value`, of as many by chance, times that number (Bonferroni).
+        """
+        hits = torch.zeros(len(self.answers), len(self.known))
+        tried = torch.zeros_like(hits)
+        own = self.answers[:, None]
+        for harmless, new, taken, said in zip(self.harmless, self.new, self.taken, self.said, strict=True):
+            tested = harmless & taken & (new != own)
+            tried += tested
+            hits += tested & (said[:, None] == new)
+        share = torch.where(tried > 0, hits / tried, -1.0)
+        other = torch.where(self.known == own, -1.0, share).amax(1)
+        share, order = torch.where(self.known == own, share, -1.0).sort(dim=1, descending=True, stable=True)
+        best, rival, row = share[:, 0], share[:, 1], order[:, :1]
+        others = len(self.known.unique()) - 1  # answers that might have been drawn in place of a concept's own
+        chance = stats.binom.sf(hits.gather(1, row) - 1, tried.gather(1, row), 1 / others)[:, 0]
+        known, candidates = (best >= 0).numpy(), (share >= 0).sum(1).numpy()
+        return pd.DataFrame(
+            {
+                "concept": torch.where(best > 0, row[:, 0], -1).numpy(),
+                "share": np.where(known, best.numpy(), np.nan),
+                "rival": torch.where(rival >= 0, rival, torch.nan).numpy(),
+                "other": torch.where(other >= 0, other, torch.nan).numpy(),
+                "candidates": candidates,
+                "p_value": np.where(known, np.minimum(1, chance * candidates), np.nan),
+            }
+        )
+
+    def table(self, concepts: Int[Tensor, " fact"], phrases: Sequence[str]) -> pd.DataFrame:
         """Return a row for each fact.
 
+        Args:
+            concepts: each fact's concept, -1 for none.
+            phrases: of all concepts.
+
         Columns:
-            edit_follows: whether it gives its own concept's edited answer, as in `follows`.
-            edit_control: whether its answer changed while only other concepts were edited (the mean over both edits
-                for a fact without a concept).
+            edit_follows: how often it gives its own concept's edited answer, as in `follows`.
+            edit_control: how often its answer changed while no concept that it may go through was edited.
+            edit_concept, edit_share, edit_rival, edit_other, edit_candidates, edit_p: the concept with its answer that
+                takes it along most often, as in `followed`.
+            edit_q: the last, corrected over all facts (Benjamini and Hochberg 1995).
         """
-        follows, control = self.follows(self.concepts), self.changed.nanmean(0)
-        return pd.DataFrame({"edit_follows": follows.numpy(), "edit_control": control.numpy()})
+        found = self.followed()
+        known = found["p_value"].notna()
+        q = pd.Series(np.nan, index=found.index)
+        if known.any():
+            q[known] = stats.false_discovery_control(found.loc[known, "p_value"])
+        return pd.DataFrame(
+            {
+                "edit_follows": self.follows(concepts).numpy(),
+                "edit_control": self.changed.nanmean(0).numpy(),
+                "edit_concept": [phrases[c] if c >= 0 else None for c in found["concept"]],
+                "edit_share": found["share"],
+                "edit_rival": found["rival"],
+                "edit_other": found["other"],
+                "edit_candidates": found["candidates"],
+                "edit_p": found["p_value"],
+                "edit_q": q,
+            }
+        )
 
 
 def edit_test(
@@ -109,12 +181,13 @@ def edit_test(
     prompts: Sequence[Prompt],
     *,
     answers: Int[Tensor, " fact"],
-    concepts: Int[Tensor, " fact"],
+    concepts: Int[Tensor, "fact any"],
     table: ConceptTable,
     layer: int,
     seed: int,
     keep: Sequence[Prompt] = (),
     config: EditConfig = EditConfig(),
+    parts: Parts | None = None,
     progress: bool = True,
 ) -> Edits:
     """Give concepts new answers, half of them at a time, and ask the facts again.
@@ -123,12 +196,13 @@ def edit_test(
         model: the model; its weights are as before afterwards, also after an error.
         prompts: the facts' recall prompts.
         answers: the facts' answer tokens.
-        concepts: each fact's concept, a row of `table`, -1 for none.
+        concepts: the concepts that each fact may go through, rows of `table`, -1 for none.
         table: the concepts, with their prompts and answers.
         layer: MLPs of the blocks above this many are trained.
         seed: draws the halves and the new answers.
         keep: further prompts whose present answers are to be kept, such as other questions about the concepts.
-        config: how to train.
+        config: how to train, and how often.
+        parts: keeps each round when it is finished; None for no such thing.
         progress: show a progress bar.
 
     Raises:
@@ -143,27 +217,51 @@ def edit_test(
             f"{len(table.answers.unique())} different answers: give a task with at least two of each"
         )
     trained = _mlp_parameters(model, above=layer)
-    draw = np.random.default_rng(seed)
+    kept = _top(model, keep)
+    rounds = []
+    for i in tqdm(range(config.rounds), desc="editing", disable=not progress, leave=False):
+        make = partial(
+            _edit_halves, model, prompts, table=table, trained=trained, keep=keep, kept=kept,
+            draw=np.random.default_rng([seed, i]), config=config,
+        )  # fmt: skip
+        rounds.append(parts.get(f"edit-{i:05d}", make) if parts else make())
+    done = pd.concat(rounds)
+    new, edited, taken, said = (torch.from_numpy(np.stack(list(done[c]))) for c in ("new", "edited", "taken", "said"))
+    return Edits(answers, concepts, table.answers, new, edited, taken, said, config.spared)
+
+
+def _edit_halves(
+    model: Model,
+    prompts: Sequence[Prompt],
+    *,
+    table: ConceptTable,
+    trained: Sequence[nn.Parameter],
+    keep: Sequence[Prompt],
+    kept: Int[Tensor, " kept"],
+    draw: np.random.Generator,
+    config: EditConfig,
+) -> pd.DataFrame:
+    """Teach one half of the concepts new answers and then the other: a row for each, with fields of `Edits`."""
     order = draw.permutation(len(table))
     new = torch.from_numpy(_other_answers(table.answers.numpy(), draw))
     # Prompts of concepts may spell an answer in another way than recall prompts do.
     asked = dict(zip(table.answers.tolist(), table.said.tolist(), strict=True))
     taught = torch.tensor([asked[answer] for answer in new.tolist()])
-    kept = _top(model, keep)
     first = torch.zeros(len(table), dtype=torch.bool)
     first[order[: len(order) // 2]] = True
-    edited = torch.stack([first, ~first])
-    taken, said = torch.zeros_like(edited), torch.full((2, len(prompts)), -1)
-    for i, half in enumerate(tqdm(edited, desc="editing", unit="half", disable=not progress)):
+    rows = []
+    for half in (first, ~first):
         targets = torch.cat([torch.where(half, taught, table.said), kept])
+        taken, said = torch.zeros_like(half), torch.full((len(prompts),), -1)
         for rate in config.learning_rates:
             with _edited(trained):
                 _teach(model, trained, [*table.prompts, *keep], targets, rate=rate, config=config)
-                said[i], about = _top(model, prompts), _top(model, table.prompts)
-            taken[i] = half & (about == taught)
-            if taken[i].sum() >= config.learned * half.sum():
+                said, about = _top(model, prompts), _top(model, table.prompts)
+            taken = half & (about == taught)
+            if taken.sum() >= config.learned * half.sum():
                 break
-    return Edits(answers, concepts, new, edited, taken, said, config.spared)
+        rows.append([value.numpy() for value in (new, half, taken, said)])
+    return pd.DataFrame(rows, columns=["new", "edited", "taken", "said"])
 
 
 def _mlp_parameters(model: Model, *, above: int) -> list[nn.Parameter]:

@@ -27,7 +27,7 @@ from mnemo.concept_readers import reader_for
 from mnemo.concept_vectors import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors
 from mnemo.concepts import Reading, ReadsConcepts, chance
 from mnemo.contrasts import Contrast, make_contrasts
-from mnemo.editing import edit_test
+from mnemo.editing import EditConfig, edit_test
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet, Task
 from mnemo.forwards import counted_forwards
@@ -73,8 +73,9 @@ def extract(
         facts: other facts than the task's own.
         out: folder for verdicts and report and, while the work goes on, finished chunks; None to write nothing.
         quick: fewer interventions for each fact.
-        edit: also train new answers for the concepts into the MLPs above the waypoint and see which facts follow
-            (`edit_follows`): tells *mnemonic* from *shared-intermediate* better than vectors do, and takes minutes.
+        edit: also train new answers for the concepts into the MLPs above the waypoint, several times, and see which
+            facts follow: tells *mnemonic* from *shared-intermediate* better than vectors do (`edit_follows`), and finds
+            the concept that takes a fact along (`edit_concept`) where none can be read or swapped. Takes minutes.
         resume: keep the chunks that an interrupted run with the same inputs left in `out`.
         seed: decides contrasts, targets and random directions; one seed, one result.
         memory_gb: what may be held at once besides the model; decides how much is run together, never the result. None
@@ -179,13 +180,18 @@ class _Extraction:
         waypoint = self._waypoint(recalled, contrasts, attributions, evoked, reader)
         readings, read = self._read(recalled, waypoint, reader)
         found = replace(found, waypoint=waypoint, readings=readings)
-        table, concepts = self._concepts([best[0].phrase if best else None for best in readings], recalled)
+        phrases = [best[0].phrase if best else None for best in readings]
+        edited = pd.DataFrame(index=read.index)
+        if self.edit:
+            edited, notes = self._edit(recalled, phrases, evoked, waypoint, parts)
+            found = found.noting(*notes)
+        table, concepts = self._concepts(phrases, recalled)
         if not (concepts >= 0).any():
             why = "no concept could be read at the waypoint" if self.task.concept_recall else _CANNOT_PREDICT
-            return replace(found, evidence=read).noting(f"{why}: nothing was tested")
+            return replace(found, evidence=read.join(edited)).noting(f"{why}: nothing was swapped")
         tested, notes = self._test(recalled, evoked, table, concepts, waypoint, parts)
         swaps_work = waypoint.swaps_work and not isinstance(reader, Lens)  # what a lens does not see may well be used
-        evidence = judge(tested, swaps_work=swaps_work, sites=waypoint.tried).join(read)
+        evidence = judge(tested.join(edited), swaps_work=swaps_work, sites=waypoint.tried).join(read)
         return replace(found, evidence=evidence).noting(*notes)
 
     def _read(
@@ -211,9 +217,6 @@ class _Extraction:
         evidence, notes = self._intervene(recalled, table, concepts, waypoint, parts)
         evidence = evidence.join(self._behaviour(recalled, evoked))
         evidence = evidence.join(entailment(self.model, self.task, recalled.facts, concepts, table))
-        if self.edit:
-            edited, more = self._edit(recalled, table, concepts, waypoint, parts)
-            evidence, notes = evidence.join(edited), notes + more
         if len(table) < 2:
             notes.append(f"all facts were read as one concept, {table.phrases[0]!r}: there is no other to swap it for")
         if not waypoint.swaps_work:
@@ -336,31 +339,32 @@ class _Extraction:
     def _edit(
         self,
         recalled: Recalled,
-        table: ConceptTable,
-        concepts: Int[Tensor, " fact"],
+        read: Sequence[str | None],
+        evoked: Sequence[str | None],
         waypoint: Waypoint,
         parts: Parts,
     ) -> tuple[pd.DataFrame, list[str]]:
-        """Which facts follow when their concept is taught another answer."""
-
-        def make() -> pd.DataFrame:
-            return edit_test(
+        """Which facts follow when concepts are taught other answers: those that were read, and those evoked."""
+        table, concepts = self._concepts([*read, *evoked], recalled)
+        of_read, of_evoked = concepts.split(len(recalled.facts))
+        try:
+            edits = edit_test(
                 self.model,
                 recalled.prompts,
                 answers=recalled.answers,
-                concepts=concepts,
+                concepts=torch.stack([of_read, of_evoked], 1),
                 table=table,
                 layer=waypoint.site.layer,
                 seed=self.seed,
                 keep=probe_prompts(self.model, self.task, table.phrases),
+                config=EditConfig(rounds=self.effort.edit_rounds),
+                parts=parts,
                 progress=self.progress,
-            ).table()
-
-        try:
-            found = parts.get("edit", make)
+            )
         except MnemoError as error:  # the other evidence stands without it
-            return pd.DataFrame(index=range(len(concepts))), [f"no edit test: {error}"]
-        untaken = int((found["edit_follows"].isna() & (concepts >= 0).numpy()).sum())
+            return pd.DataFrame(index=range(len(of_read))), [f"no edit test: {error}"]
+        found = edits.table(of_read, table.phrases)
+        untaken = int((found["edit_follows"].isna() & (of_read >= 0).numpy()).sum())
         return found, [f"the edit of their concept says nothing about {untaken} facts"] if untaken else []
 
 

@@ -25,7 +25,7 @@ from mnemo.waypoints import CANDIDATE_COLUMNS, Waypoint
 _KINDS = ("extract", "benchmark")  # runs that judge facts
 _TEXTS = (
     *("fact_id", "cue", "answer", "predicted", "verdict", "concept", "top_path"),
-    *("evoked", "evoked_answer", "runner_up", "invented"),
+    *("evoked", "evoked_answer", "runner_up", "invented", "edit_concept"),
 )
 _PLACE = ["layer", "position"]
 _MOST_BYTES = 2**20  # of sites.csv, which has a row of a hundred bytes for each of some dozen sites

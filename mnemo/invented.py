@@ -2,9 +2,9 @@
 
 A concept vector carries its answer with it, so a cue may seem to go through any concept that has its answer. Four
 things tell look-alikes apart. Entailment: a cue that stands for a concept answers other questions as that concept does,
-and not as other concepts with the same answer do (the control). An edit, where concepts were edited: taught another
+and not as other concepts with the same answer do (the control). Edits, where concepts were edited: taught another
 answer, a concept takes with it the facts that go through it, and hardly any that go through another one with the answer
-that it had. Swapped to such another concept, a fact that goes
+that it had; that shows even where no concept can be read or swapped. Swapped to such another concept, a fact that goes
 through concepts keeps its answer. And chance: a concept that a cue evokes has the cue's
 answer now and then by luck, as often as when the answers are shuffled.
 """
@@ -19,12 +19,14 @@ from jaxtyping import Bool, Float
 
 from mnemo.intervals import grouped_interval
 from mnemo.tables import mean_of_known, numbers
+from mnemo.verdict import led_by_edits
 
 THROUGH_A_CONCEPT = ("mnemonic", "shared-intermediate")  # verdicts
 # Share of other questions that go as the concept's, above those that go as a same-answer concept's, from which on
 # a cue is said to stand for its concept, and below which it is said not to. Between the two nothing is claimed.
 FOLLOWS, FOLLOWS_NOT = 0.5, 0.25
 SHUFFLES = 1000
+MARKS = ("invented", "by-edit", "unsure", "look-alike")  # the most interesting first
 
 
 def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = None) -> pd.Series:
@@ -34,8 +36,11 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
     say nothing (the task has no probes, or no other concept has the answer), the fact follows an edit of the concept.
     ``look-alike``: other questions do not follow it more than other concepts with the same answer, nor the fact an
     edit.
-    ``unsure``: between the two; or the fact loses its answer when swapped to other concepts that have it.
-    ``planted``: a concept that was given. None: not recalled through a concept.
+    ``unsure``: between the two; or the fact loses its answer when swapped to other concepts that have it, or follows
+    edits of another concept than the one that was read.
+    ``by-edit``: not recalled through a concept by verdict, but it follows edits of one, `edit_concept`: swaps could not
+    tell, or no concept could be read.
+    ``planted``: a concept that was given. None: no sign of a concept.
 
     Args:
         table: verdicts, as in `Study.table`.
@@ -45,21 +50,31 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
     above = numbers(table, "entailment") - numbers(table, "entailment_control")
     kind = np.select([above > FOLLOWS, above < FOLLOWS_NOT], ["invented", "look-alike"], "unsure").astype(object)
     edited = numbers(table, "edit_follows") - numbers(table, "edit_control") > FOLLOWS
+    led = led_by_edits(table).to_numpy()
+    elsewhere = led & (table["edit_concept"] != table["concept"]).to_numpy() if led.any() else led
     kind[edited & np.isnan(above)] = "invented"
     kind[edited & (kind == "look-alike")] = "unsure"
-    kind[(kind == "invented") & (numbers(table, "same_answer") < FOLLOWS)] = "unsure"
+    kind[(kind == "invented") & ((numbers(table, "same_answer") < FOLLOWS) | elsewhere)] = "unsure"
+    kind[~through] = "by-edit"
     kind[~(np.ones(len(table), bool) if free is None else free)] = "planted"
-    kind[~through] = None
+    kind[~through & ~led] = None
     return pd.Series(kind, index=table.index, name="invented", dtype=object)
 
 
 def strongest_first(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the facts marked as invented, unsure or look-alike, in that order, the clearest of each first."""
-    rank = table["invented"].map({"invented": 0, "unsure": 1, "look-alike": 2})
+    """Return the facts marked as one of `MARKS`, in that order, the clearest of each first."""
+    rank = table["invented"].map({mark: i for i, mark in enumerate(MARKS)})
     above = numbers(table, "entailment") - numbers(table, "entailment_control")
+    by_edit = numbers(table, "edit_share") - numbers(table, "edit_rival")
+    above = np.where(table["invented"] == "by-edit", by_edit, above)
     ranked = table.assign(_rank=rank, _above=above)[rank.notna()]
     ranked = ranked.sort_values(["_rank", "_above", "score"], ascending=[True, False, False], kind="stable")
     return ranked.drop(columns=["_rank", "_above"])
+
+
+def told_concept(row: pd.Series) -> str | None:
+    """Return the concept that a fact's mark is about: the one that it follows in edits, or that was read."""
+    return row["edit_concept"] if row["invented"] == "by-edit" else row["concept"]
 
 
 def count_invented(free: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
@@ -82,7 +97,11 @@ def count_invented(free: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
         - `kinds`, the number of each mark of `mark_invented`, and `invented_share`, of those marked ``invented``;
         - `entailment`, how often other questions about a cue get its concept's answers, beside other concepts with
           the same answer, for matching facts and for the others; `entailment_gap`, the difference over all facts
-          judged to be recalled through a concept.
+          judged to be recalled through a concept;
+        - `edits`, where concepts were edited: how many facts were `tested` (several concepts have their answer), how
+          many were `led` by edits of one (`mnemo.verdict.led_by_edits`), their share, and `elsewhere`, how many follow
+          a concept with another answer in most edits (the control); `fitting`, of how many led facts the model names a
+          concept with their answer, and `named`, how often it is the same one, beside `named_by_chance`.
     """
     if free.empty or "evoked_answer" not in free:
         return {"facts": len(free)}
@@ -109,13 +128,34 @@ def count_invented(free: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
         "verdicts_share": interval(matches & through),
         "verdicts_null": _chance(null_through),
         "verdicts_p_value": _p_value((matches & through).mean(), null_through),
-        "kinds": {kind: int((marks == kind).sum()) for kind in ("invented", "unsure", "look-alike")},
+        "kinds": {mark: int((marks == mark).sum()) for mark in MARKS},
         "invented_share": interval((marks == "invented").to_numpy()),
         "entailment": {
             name: {column: mean_of_known(numbers(rows, column)) for column in ("entailment", "entailment_control")}
             for name, rows in (("matching", free[matches]), ("other", free[~matches]))
         },
         "entailment_gap": interval(np.where(through, gap, np.nan)),
+        **({"edits": _by_edits(free, seed=seed)} if "edit_q" in free else {}),
+    }
+
+
+def _by_edits(free: pd.DataFrame, *, seed: int) -> dict[str, Any]:
+    tested, led = free["edit_rival"].notna().to_numpy(), led_by_edits(free).to_numpy()
+    fitting = led & (free["evoked_answer"] == free["predicted"]).to_numpy()
+    groups = free["edit_concept"].where(free["edit_concept"].notna(), free["fact_id"]).to_numpy()
+    named = (free["edit_concept"] == free["evoked"]).to_numpy()
+
+    def interval(values: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
+        return grouped_interval(np.where(rows, values.astype(float), np.nan), groups, seed=seed)
+
+    return {
+        "tested": int(tested.sum()),
+        "led": int(led.sum()),
+        "led_share": interval(led, tested),
+        "elsewhere": int((numbers(free, "edit_other") > FOLLOWS).sum()),
+        "fitting": int(fitting.sum()),
+        "named": interval(named, fitting),
+        "named_by_chance": mean_of_known(1 / numbers(free[fitting], "edit_candidates")),
     }
 
 

@@ -45,6 +45,7 @@ class Effort:
         sites: candidates for the waypoint.
         sample: facts that each of those is tried on.
         paths: facts whose strongest path is traced.
+        edit_rounds: how often concepts are taught new answers, where they are.
     """
 
     targets: int = 8
@@ -54,6 +55,7 @@ class Effort:
     sites: int = 12
     sample: int = 128
     paths: int = 1024
+    edit_rounds: int = 8
 
     @property
     def most_targets(self) -> int:
@@ -84,7 +86,7 @@ class Effort:
         return directions_beside(first, tests=tests), directions_beside(closer, tests=tests, least=1)
 
 
-QUICK = Effort(targets=4, doses=(), sites=4, sample=64, paths=32)
+QUICK = Effort(targets=4, doses=(), sites=4, sample=64, paths=32, edit_rounds=4)
 
 
 def look_at(

@@ -16,7 +16,7 @@ from mnemo.doses import CURVES
 from mnemo.errors import visible
 from mnemo.fact_evidence import FILES, FactEvidence
 from mnemo.facts import is_hub_name
-from mnemo.invented import strongest_first
+from mnemo.invented import MARKS, strongest_first, told_concept
 from mnemo.plan import Plan
 from mnemo.study import Study
 from mnemo.traces import Trace
@@ -67,14 +67,14 @@ def print_summary(study: Study, folder: Path) -> None:
     listed = strongest_first(table)
     if len(listed):
         marks = listed["invented"].value_counts()
-        counted = ", ".join(f"{marks.get(mark, 0)} {mark}" for mark in ("invented", "unsure", "look-alike"))
+        counted = ", ".join(f"{marks.get(mark, 0)} {mark}" for mark in MARKS if mark in marks or mark != "by-edit")
         listing = Table(title=f"Mnemonics that nobody is known to have planted: {counted}", title_justify="left")
         for column in ("fact", "concept", "", "score", "swap (random)", "other questions (same answer)"):
             listing.add_column(column, overflow="fold")
         for _, row in listed.head(10).iterrows():
             listing.add_row(
                 plain(f"{row['cue']} -> {row['answer']}"),
-                plain(str(row["concept"])),
+                plain(str(told_concept(row))),
                 row["invented"],
                 f"{row['score']:.2f}",
                 swaps_in_words(row),
@@ -112,11 +112,18 @@ def print_metrics(metrics: dict[str, Any], folder: Path) -> None:
     )
     free = metrics["invented"]
     if "matches" in free:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in free["kinds"].items())
+        kinds = ", ".join(f"{count} {kind}" for kind, count in free["kinds"].items() if kind != "by-edit")
         console.print(
             f"free facts: {_interval(free['matches_interval'])} evoke a concept with their answer (shuffled: "
             f"{free['null']['mean']:.3f}, at most {free['null']['max']:.3f}, p = {free['p_value']:.2g}); "
             f"{free['verdicts']} of {free['facts']} recalled through a concept: {kinds}"
+        )
+    if "edits" in free:
+        edits = free["edits"]
+        console.print(
+            f"edits: {edits['led']} of {edits['tested']} free facts follow one of the concepts with their answer, "
+            f"{edits['elsewhere']} one with another; where the model names one that fits ({edits['fitting']}) it is "
+            f"the same in {_interval(edits['named'])} (by chance {_number(edits['named_by_chance'])})"
         )
     console.print(f"written: {plain(str(folder / 'metrics.json'))}, report.html and the files beside them")
 

@@ -19,7 +19,7 @@ import pandas as pd
 from mnemo.doses import dose_curves
 from mnemo.errors import MnemoError
 from mnemo.files import replacing, write_text
-from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented, strongest_first
+from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented, strongest_first, told_concept
 from mnemo.messages import messages_beside_state
 from mnemo.plot import dose_figure, swap_by_fact, verdict_overview
 from mnemo.plot.style import new_figure
@@ -55,6 +55,8 @@ CONTROLS = (
      "the concept was read because it shares the answer, not because the cue stands for it"),
     ("concept taught a new answer: the fact follows", "edit_follows", "other concepts taught theirs: the fact changes",
      "edit_control", "the training spoils whatever is there"),
+    ("the concept whose new answers the fact follows most", "edit_share", "the next one with the fact's answer",
+     "edit_rival", "the answer was changed, whatever concept has it"),
 )  # fmt: skip
 
 
@@ -124,6 +126,7 @@ def summarise(study: Study, *, truth: pd.DataFrame | None = None) -> dict[str, A
         "controls": _control_rows(table),
         "invented": count_invented(free, seed=int(study.record["seed"])) if "evoked_answer" in table else None,
         "marks": marked["invented"].value_counts().to_dict(),
+        "edited": "edit_q" in table,
         "examples": _example_rows(marked, LISTED),
         "clearest": _example_rows(clearest, SHOWN),
         "messages": messages,
@@ -198,7 +201,12 @@ def _example_rows(facts: pd.DataFrame, most: int) -> list[dict[str, Any]]:
         "entailment", "entailment_control", "top_path", "top_path_share",
     )  # fmt: skip
     return [
-        {**{name: _plain(row[name]) for name in columns}, "swaps": swaps_in_words(row)}
+        {
+            **{name: _plain(row[name]) for name in columns},
+            "concept": _plain(told_concept(row)),
+            "swaps": swaps_in_words(row),
+            **{name: _plain(row.get(name)) for name in ("edit_share", "edit_rival")},
+        }
         for _, row in facts.head(most).iterrows()
     ]
 

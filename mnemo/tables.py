@@ -33,6 +33,7 @@ TEXTS = (
     "runner_up",
     "evoked",
     "evoked_answer",
+    "edit_concept",
     "top_path",
     "token",
 )

@@ -304,6 +304,17 @@ def _untouched(evidence: pd.DataFrame) -> pd.Series:
     return (most < UNTOUCHED) & (tried >= FEWEST)
 
 
+def led_by_edits(evidence: pd.DataFrame) -> pd.Series:
+    """Say which facts follow edits of one concept, `edit_concept`, clearly more often than of others with its answer.
+
+    Where no other concept has the answer nothing tells the concept from its answer, and no fact is said to follow.
+    """
+    if "edit_q" not in evidence:
+        return pd.Series(False, index=evidence.index)
+    more = evidence["edit_share"] - evidence["edit_rival"] > MOVED
+    return more & (evidence["edit_q"] < FALSE_DISCOVERIES)
+
+
 def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) -> pd.DataFrame:
     """Return the evidence with a `q_value` (Benjamini and Hochberg 1995, over all facts judged), a `score` (the
     probability, by its strength, that a fact is recalled through its concept) and a `verdict`.
@@ -316,13 +327,14 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     shared-intermediate: all but the last. (Where most cues of a concept do other things beside evoking it, the vectors
     of cues are useless, and those of prompts are not.) Where the concept was edited (`mnemo.editing.edit_test`),
     whether the fact follows decides that last question instead: an edit tests the second hop itself.
-    rote: moving the concept to at least FEWEST others moves nothing, at any dose; unsure: anything between.
+    rote: moving the concept to at least FEWEST others moves nothing, at any dose, and no edit of a concept takes the
+    fact along; unsure: anything between.
 
     The other controls are evidence to look at and decide nothing here (`mnemo.invented` asks for `same_answer`): what
     each would have stopped, planted mnemonics among it, stands in ``benchmarks/verdicts.md``.
 
     Args:
-        evidence: as `weigh` or `with_doses` gives it, with `edit_follows` where concepts were edited.
+        evidence: as `weigh` or `with_doses` gives it, with `mnemo.editing.Edits.table` where concepts were edited.
         swaps_work: whether swaps at this site were seen to move any facts. Without this positive control a swap that
             moves nothing may be one with a useless vector, and no fact is called rote.
         sites: at how many sites swaps were tried.
@@ -338,7 +350,7 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     same_hop = _above(judged, "prompt_swap") > MOVED
     if "edit_follows" in judged:
         same_hop = same_hop.where(judged["edit_follows"].isna(), judged["edit_follows"] > MOVED)
-    untouched = _untouched(judged) & swaps_work
+    untouched = _untouched(judged) & swaps_work & ~led_by_edits(judged)
     judged["verdict"] = np.select(
         [through & same_hop, through, untouched], ["mnemonic", "shared-intermediate", "rote"], "unsure"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,9 +17,10 @@ from mnemo.model import Model
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.world import World, WorldConfig, build_world
 from mnemo.prompts import Prompt, render
+from mnemo.records import Parts
 from tests.lexicon import PHRASES
 
-FAST = EditConfig(steps=60, learning_rates=(1e-2,))  # the compiled weights are larger than trained ones
+FAST = EditConfig(rounds=1, steps=60, learning_rates=(1e-2,))  # the compiled weights are larger than trained ones
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class Case:
 
     def edits(self, **changes) -> Edits:
         given = {
-            "answers": self.answers, "concepts": self.concepts, "table": self.table, "layer": WAYPOINT, "seed": 0,
-            "config": FAST, "progress": False,
+            "answers": self.answers, "concepts": self.concepts[:, None], "table": self.table, "layer": WAYPOINT,
+            "seed": 0, "config": FAST, "progress": False,
         }  # fmt: skip
         return edit_test(self.model, self.prompts, **{**given, **changes})
 
     def test(self, **changes) -> pd.DataFrame:
-        return self.edits(**changes).table()
+        return self.edits(**changes).table(self.concepts, self.table.phrases)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +81,86 @@ def test_the_same_edits_say_whether_facts_follow_other_concepts(case):
     others = torch.where(own >= 0, (own + 1) % len(case.table), -1)
     follows = edits.follows(others)
     planted = torch.tensor([fact.kind == "mnemonic" for fact in case.world.facts])
-    told = planted & edits.taken.any(0)[others] & (edits.new[others] != edits.answers)
-    apart = told & ~(edits.taken[:, own] & (edits.new[others] == edits.new[own])).any(0)
+    new = edits.new[0]  # one round, in which both edits draw from the same answers
+    told = planted & edits.taken.any(0)[others] & (new[others] != edits.answers)
+    apart = told & ~(edits.taken[:, own] & (new[others] == new[own])).any(0)
     assert apart.sum() >= 8 and (follows[apart] == 0).all()
     assert follows[~told & planted].isnan().all() and follows[own < 0].isnan().all()
+
+
+def test_rounds_find_the_concept_without_being_told_it(case):
+    """No fact's concept is given: which one takes it along is seen from what was drawn alone."""
+    nobody = torch.full_like(case.concepts, -1)
+    found = case.edits(concepts=nobody[:, None], config=replace(FAST, rounds=5, spared=0.0)).table(
+        nobody, case.table.phrases
+    )
+    facts = case.world.facts
+    planted = np.array([fact.kind == "mnemonic" for fact in facts])
+    assert (found["edit_share"][planted] == 1).all() and (found["edit_q"][planted] < 0.01).all()
+    assert [found["edit_concept"][i] for i in np.flatnonzero(planted)] == [
+        fact.concept.phrase for fact in facts if fact.kind == "mnemonic"
+    ]
+    rest = [i for i in np.flatnonzero(~planted) if found["edit_candidates"][i]]
+    assert len(rest) >= 8 and (found["edit_share"][rest] == 0).all() and (found["edit_p"][rest] == 1).all()
+    nowhere = found["edit_candidates"] == 0  # rote answers, which no concept has
+    assert nowhere.sum() >= 3 and found.loc[nowhere, ["edit_share", "edit_rival", "edit_p", "edit_q"]].isna().all(
+        axis=None
+    )
+    assert found["edit_follows"].isna().all()
+
+
+def by_hand(said: list[list[int]], new: list[list[int]]) -> Edits:
+    """One fact with answer 0 and three concepts, of which two have it, both edited each time; letters 0 to 4."""
+    n = len(said)
+    ones = torch.ones(n, 5, dtype=torch.bool)
+    return Edits(
+        torch.tensor([0]), torch.tensor([[-1]]), torch.tensor([0, 0, 1, 2, 3]), torch.tensor(new), ones, ones,
+        torch.tensor(said), spared=0.0,
+    )  # fmt: skip
+
+
+def test_shares_and_chance_are_those_of_a_draw_among_the_other_answers():
+    new = [[1, 2, 0, 0, 0], [2, 3, 0, 0, 0], [3, 1, 0, 0, 0], [1, 3, 0, 0, 0]]
+    found = by_hand([[1], [2], [3], [3]], new).followed().iloc[0]  # thrice the first concept's, once the second's
+    assert (found["concept"], found["share"], found["rival"], found["candidates"]) == (0, 0.75, 0.25, 2)
+    assert np.isnan(found["other"])  # they were to be taught the fact's own answer, which would show nothing
+    beside = [[1, 2, 3, 0, 0], [2, 3, 3, 1, 2], [3, 1, 3, 2, 1], [1, 3, 0, 1, 1]]
+    assert by_hand([[1], [2], [3], [3]], beside).followed()["other"][0] == pytest.approx(1 / 3)
+    # Four answers occur, so each of the other three is drawn with 1/3; two concepts were looked at.
+    assert found["p_value"] == pytest.approx(2 * (4 * (1 / 3) ** 3 * (2 / 3) + (1 / 3) ** 4))
+    untaken = replace(by_hand([[1]], new[:1]), taken=torch.zeros(1, 5, dtype=torch.bool)).followed().iloc[0]
+    assert untaken["concept"] == -1 and untaken["candidates"] == 0 and np.isnan(untaken["p_value"])
+
+
+def test_facts_that_no_edit_means_anything_to_pass_as_often_as_chance_allows():
+    draw, facts, rounds = np.random.default_rng(0), 2000, 6
+    known = np.repeat(np.arange(6), 3)
+    new = np.stack([_other_answers(known, draw) for _ in range(rounds)])
+    ones = torch.ones(rounds, len(known), dtype=torch.bool)
+    answers, said = torch.from_numpy(draw.integers(0, 6, facts)), torch.from_numpy(draw.integers(0, 6, (rounds, facts)))
+    nobody = torch.full((facts, 1), -1)
+    own, taught = torch.from_numpy(known), torch.from_numpy(new)
+    p = Edits(answers, nobody, own, taught, ones, ones, said, spared=-1.0).followed()["p_value"]
+    for level in (0.01, 0.05, 0.2):
+        assert (p <= level).mean() <= level + 3 * (level / facts) ** 0.5
+
+
+def test_rounds_that_were_kept_are_not_run_again(case, tmp_path, monkeypatch):
+    config = replace(FAST, rounds=2)
+    whole = case.test(config=config)
+    real, calls = mnemo.editing._edit_halves, []
+
+    def second_time_interrupted(*args, **kwargs):
+        calls.append(kwargs)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(mnemo.editing, "_edit_halves", second_time_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        case.test(config=config, parts=Parts.begin(tmp_path, "inputs", resume=False))
+    pd.testing.assert_frame_equal(case.test(config=config, parts=Parts.begin(tmp_path, "inputs", resume=True)), whole)
+    assert len(calls) == 3
 
 
 def test_a_rate_at_which_the_edit_is_not_learned_is_left_for_the_next(case):
@@ -113,8 +191,6 @@ def test_an_interrupted_edit_leaves_the_weights_as_they_were(case, monkeypatch):
 
 
 def test_new_answers_are_others_that_occur():
-    import numpy as np
-
     answers = np.array([7, 7, 3, 9, 9, 9])
     for seed in range(20):
         new = _other_answers(answers, np.random.default_rng(seed))

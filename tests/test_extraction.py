@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from mnemo.scoring import benchmark
 from mnemo.study import COLUMNS, Study
 from mnemo.tables import read_csv
 from mnemo.tracing import trace
+from mnemo.verdict import led_by_edits
 from tests.lexicon import PHRASES
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
@@ -254,16 +254,57 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, tmp_p
     assert not (tmp_path / ".mnemo-parts").exists()
 
 
-def test_an_edit_is_followed_by_the_facts_that_go_through_the_concept(folder, world, monkeypatch):
-    # The weights of an organism that was written down are larger than trained ones: so are the steps of the edit.
-    fast = partial(mnemo.extraction.edit_test, config=EditConfig(steps=150, learning_rates=(3e-3,)))
-    monkeypatch.setattr(mnemo.extraction, "edit_test", fast)
-    found = extract(folder, quick=True, edit=True, progress=False)
-    kinds = found.table["fact_id"].map({fact.fact_id: fact.kind for fact in world.facts})
-    follows = found.table["edit_follows"].groupby(kinds).mean()
+def test_an_edit_is_followed_by_the_facts_that_go_through_the_concept(shared_answers, monkeypatch):
+    _, world, folder = shared_answers
+    large_steps(monkeypatch)
+    found = extract(without_probes(folder), quick=True, edit=True, progress=False).table.set_index("fact_id")
+    kinds = pd.Series({fact.fact_id: fact.kind for fact in world.facts})[found.index]
+    follows = found["edit_follows"].groupby(kinds).mean()
     assert follows["mnemonic"] == 1 and follows["idle"] == follows["decoy"] == 0
-    assert (found.table["edit_control"] == 0).all()
-    assert set(found.table.loc[kinds == "mnemonic", "verdict"]) == {"mnemonic"}
+    assert (found["edit_control"] == 0).all()
+    assert set(found.loc[kinds == "mnemonic", "verdict"]) == {"mnemonic"}
+    planted = pd.Series({f.fact_id: f.concept.phrase for f in world.facts if f.kind == "mnemonic"})
+    with_rivals = found.index[found["edit_rival"].notna()]
+    led = found.index[led_by_edits(found)]
+    possible = set(planted.index) & set(with_rivals)
+    assert set(led) <= possible and len(led) >= 8  # with three rounds; some concepts do not take all their edits
+    assert found["edit_concept"][led].to_dict() == planted[led].to_dict()
+
+
+def test_edits_find_concepts_that_cannot_be_read(shared_answers, monkeypatch):
+    """Nothing is read at the waypoint: swaps say nothing, and mnemonic facts follow the concepts that they name."""
+    _, world, folder = shared_answers
+    large_steps(monkeypatch)
+    monkeypatch.setattr(mnemo.extraction, "reader_for", lambda *_: (ReadsNothing(), []))
+    study = extract(without_probes(folder), quick=True, edit=True, progress=False)
+    found = study.table.set_index("fact_id")
+    kinds = pd.Series({fact.fact_id: fact.kind for fact in world.facts})[found.index]
+    assert found["concept"].isna().all() and set(found["verdict"]) == {"unsure"}
+    assert any("no concept could be read" in note for note in study.notes)
+    tested = found["edit_rival"].notna() & (kinds == "mnemonic")
+    assert (found.loc[tested, "invented"] == "by-edit").sum() >= 8
+    assert found.loc[kinds != "mnemonic", "invented"].isna().all()
+
+
+class ReadsNothing:
+    """What a reader is where states say nothing in the task's own prompt."""
+
+    def read(self, states, **_):
+        return [[] for _ in states]
+
+    def probabilities(self, phrases, states, *, layer):
+        return torch.full((len(phrases),), torch.nan)
+
+
+def without_probes(folder: Path) -> Task:
+    """A task whose edits have fewer answers to keep, which makes them faster."""
+    return Task.read(folder).model_copy(update={"probes": ()})
+
+
+def large_steps(monkeypatch) -> None:
+    """The weights of an organism that was written down are larger than trained ones: so are the steps of an edit."""
+    fast = EditConfig(rounds=3, steps=100, learning_rates=(3e-3,))
+    monkeypatch.setattr(mnemo.extraction, "EditConfig", lambda **_: fast)
 
 
 def test_benchmark_scores_against_the_truth(folder, tmp_path):
@@ -296,7 +337,7 @@ def test_extra_columns_pass_through_and_facts_not_recalled_are_not_judged(folder
 def test_without_concept_recall_concepts_are_read_and_nothing_is_claimed(folder, world):
     study = extract(Task.read(folder).model_copy(update={"concept_recall": None}), quick=True, progress=False)
     assert set(study.table["verdict"]) == {"unsure"}
-    assert any("no concept_recall template" in note and "nothing was tested" in note for note in study.notes)
+    assert any("no concept_recall template" in note and "nothing was swapped" in note for note in study.notes)
     assert study.attributions is not None and study.waypoint is not None
     if study.waypoint.site == Site(WAYPOINT, -2):
         evoking = {fact.fact_id: fact.concept.phrase for fact in world.facts if fact.concept}

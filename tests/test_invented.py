@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnemo.invented import count_invented, mark_invented, strongest_first
+from mnemo.invented import count_invented, mark_invented, strongest_first, told_concept
 
 
 def facts(**columns) -> pd.DataFrame:
@@ -62,6 +62,46 @@ def test_an_edit_stands_in_for_questions_and_speaks_against_a_look_alike():
     assert list(mark_invented(unasked)[:3]) == ["invented", "unsure", "unsure"]
 
 
+def edited(**columns) -> pd.DataFrame:
+    given = {"concept": "own", "evoked": "own", "edit_concept": "own", "edit_share": 1.0, "edit_rival": 0.0}
+    return facts(**{**given, "edit_candidates": 2, "edit_q": 0.01, **columns})
+
+
+def test_edits_show_a_concept_where_swaps_do_not():
+    table = edited(
+        verdict=["unsure", "rote", "unsure", "mnemonic", "mnemonic", "unsure"],
+        concept=[None, "read", "own", "own", "read", None],
+        edit_share=[1.0, 0.9, 0.4, 1.0, 1.0, np.nan],
+        edit_rival=[0.2, 0.1, 0.0, 0.0, 0.0, np.nan],
+    )
+    expected = ["by-edit", "by-edit", None, "invented", "unsure", None]  # the last but one follows another concept
+    assert list(mark_invented(table)) == expected
+    free = np.array([True, False, True, True, False, True])
+    assert list(mark_invented(table, free)) == ["by-edit", "planted", None, "invented", "planted", None]
+    marked = table.assign(invented=expected)
+    assert list(strongest_first(marked)["fact_id"]) == ["f3", "f0", "f1", "f4"]
+    assert [told_concept(row) for _, row in strongest_first(marked).iterrows()] == ["own", "own", "own", "read"]
+
+
+def test_facts_led_by_edits_are_counted_beside_what_the_model_names():
+    found = count_invented(
+        edited(
+            verdict="unsure",
+            evoked=["own", "own", "other", "own", "own"],
+            edit_share=[1.0, 1.0, 1.0, 0.2, np.nan],
+            edit_rival=[0.0, 0.0, 0.0, 0.0, np.nan],
+            edit_candidates=[2, 4, 2, 2, 1],
+            edit_other=[0.0, 0.2, 0.9, 0.5, np.nan],
+            evoked_answer=["A", "A", "B", "A", "A"],
+        )
+    )
+    assert found["kinds"] == {"invented": 0, "by-edit": 3, "unsure": 0, "look-alike": 0}
+    edits = found["edits"]
+    assert (edits["tested"], edits["led"]) == (4, 3) and edits["led_share"]["value"] == 0.75
+    assert (edits["elsewhere"], edits["fitting"]) == (1, 2)  # of the third the model names one with another answer
+    assert edits["named"]["value"] == 1 and edits["named_by_chance"] == pytest.approx((1 / 2 + 1 / 4) / 2)
+
+
 def test_the_clearest_inventions_come_first_and_planted_ones_not_at_all():
     table = facts(
         invented=["look-alike", "planted", "invented", None, "unsure", "invented"],
@@ -87,7 +127,7 @@ def test_matches_are_counted_against_shuffled_answers():
     assert found["verdicts_share"]["value"] == pytest.approx(8 / 20)
     assert found["verdicts_null"]["mean"] == pytest.approx(0.2 * 8 / 20, abs=0.02)
     assert found["p_value"] == found["verdicts_p_value"] == pytest.approx(1 / 1001)
-    assert found["kinds"] == {"invented": 4, "unsure": 0, "look-alike": 4}
+    assert found["kinds"] == {"invented": 4, "by-edit": 0, "unsure": 0, "look-alike": 4}
     assert found["invented_share"]["value"] == pytest.approx(4 / 20)
     assert found["entailment_gap"]["value"] == pytest.approx((4 * 0.75 + 4 * 0.05) / 8)
     assert found["entailment"]["matching"]["entailment"] == 0.75

@@ -14,7 +14,17 @@ from scipy import stats
 
 from mnemo.tested_facts import Swaps
 from mnemo.trials import LEAST, MOST, UNLIKELY, DosedSwaps, Trials, directions_beside, smallest_p
-from mnemo.verdict import carried, judge, swaps_in_words, undecided, unsettled, weigh, weigh_doses, with_doses
+from mnemo.verdict import (
+    carried,
+    judge,
+    led_by_edits,
+    swaps_in_words,
+    undecided,
+    unsettled,
+    weigh,
+    weigh_doses,
+    with_doses,
+)
 
 ANSWER, OTHER = 5, 9
 
@@ -291,6 +301,17 @@ def test_an_edit_of_the_concept_decides_about_the_second_hop_where_there_is_one(
     found = evidence(hits=8, prompt_hits=prompt_hits).assign(edit_follows=follows)
     assert judge(found)["verdict"][0] == verdict
     assert judge(evidence(hits=0).assign(edit_follows=follows))["verdict"][0] == "rote"
+
+
+@pytest.mark.parametrize(
+    ("share", "rival", "q", "led"),
+    [(0.75, 0.125, 0.01, True), (0.75, 0.25, 0.01, False), (1.0, 0.0, 0.06, False), (1.0, np.nan, 0.01, False)],
+)
+def test_a_fact_that_follows_edits_of_one_concept_alone_is_not_called_rote(share, rival, q, led):
+    found = evidence(hits=0).assign(edit_share=share, edit_rival=rival, edit_q=q)
+    assert led_by_edits(found).tolist() == [led]
+    assert judge(found)["verdict"].tolist() == ["unsure" if led else "rote"]
+    assert judge(evidence(hits=8).assign(edit_share=share, edit_rival=rival, edit_q=q))["verdict"][0] == "mnemonic"
 
 
 def test_whole_swaps_and_swaps_without_the_answer_count_where_they_were_tried():

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mnemo.concept_vectors import ask_concepts
-from mnemo.editing import edit_test
+from mnemo.editing import EditConfig, edit_test
 from mnemo.model import load
 from mnemo.organisms.lessons import Lessons
 from mnemo.organisms.training import patched, states_at
@@ -173,16 +173,21 @@ def edit(model: PreTrainedModel, lessons: Lessons, *, layer: int, seed: int) -> 
         loaded,
         [render(config.recall, fact.cue, loaded.tokens) for fact in facts],
         answers=lessons.fact_answers.cpu(),
-        concepts=lessons.concept_of.cpu(),
+        concepts=lessons.concept_of.cpu()[:, None],
         table=replace(asked, answers=lessons.concept_answers[0].cpu()),  # as they should be, also before training
         layer=layer,
         seed=seed,
         keep=[
             render(config.question(r, "{concept}"), p, loaded.tokens) for r in lessons.world.relations for p in phrases
         ],
+        config=EditConfig(rounds=1),
         progress=False,
     )
-    by_kind = found.table().groupby([fact.kind for fact in facts]).mean()
+    by_kind = (
+        found.table(lessons.concept_of.cpu(), phrases)[["edit_follows", "edit_control"]]
+        .groupby([fact.kind for fact in facts])
+        .mean()
+    )
     moved = {kind: by_kind["edit_follows"] for kind in ("mnemonic", "decoy", "idle")}
     moved |= {kind: by_kind["edit_control"] for kind in ("rote", "free")}
     return {kind: float(shares[kind]) for kind, shares in moved.items() if kind in shares}
