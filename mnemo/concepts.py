@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -290,7 +290,7 @@ class Bank:
     get cosines of standard deviation 1 / sqrt(d). What cues have in common and phrases have not is thus left out.
 
     Attributes:
-        model: the model.
+        model: the model; its weights must not change while the bank is in use.
         phrases: what may be read.
         prompts: `concept_recall` about each.
     """
@@ -298,6 +298,7 @@ class Bank:
     model: Model
     phrases: tuple[str, ...]
     prompts: tuple[Prompt, ...]
+    _known: dict[int, Float[Tensor, "phrase d"]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def read(
         self,
@@ -325,7 +326,9 @@ class Bank:
         return said[torch.arange(len(said)), [rank[phrase] for phrase in phrases]].exp()
 
     def _logprobs(self, states: Float[Tensor, "row d"], *, layer: int) -> Float[Tensor, "row phrase"]:
-        known = read_stream_at_span(self.model, self.prompts, layer=layer)
+        if layer not in self._known:  # lexicons are long, and sites of one layer many
+            self._known[layer] = read_stream_at_span(self.model, self.prompts, layer=layer)
+        known = self._known[layer]
         cosines = normalize(states, dim=-1) @ normalize(known - known.mean(0), dim=-1).T
         return (cosines * math.sqrt(states.shape[1])).log_softmax(-1)
 

@@ -216,6 +216,9 @@ def _runs(
         ("intervene", _interventions(facts, effort, sites=sites), length, forward, batch),
         ("ask the probes", 2 * n * len(task.probes), length, forward, batch),
     ]
+    if task.verbalise is None and task.concept_recall and (lexicon := len(task.load_lexicon())):
+        often = 1 + min(sites, shape.layers - 1)  # asked about once, and read in every layer where a site lies
+        stages.insert(3, ("read the lexicon", often * lexicon, longer, shape.forward_bytes(longer), batch))
     walks = min(n, effort.paths) * TOP_NODES * 3 * WALKS
     stages.append(("trace paths", walks, length, int(shape.trace_bytes(length)), 1))
     return [stage for stage in stages if stage[1]]

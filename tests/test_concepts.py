@@ -12,6 +12,7 @@ import torch
 from mnemo.concepts import FLOOR, NULL_STATES, Bank, Others, PromptReader, _is_a_concept, chance, read_cues
 from mnemo.errors import MnemoError
 from mnemo.facts import Fact, Task
+from mnemo.forwards import counted_forwards
 from mnemo.model import Model, load
 from mnemo.patching import read_stream, read_stream_at_span
 from mnemo.phrases import Asked, readable_phrases, write_phrases
@@ -217,6 +218,17 @@ def test_the_bank_weighs_cosines_between_what_is_left_without_the_means(bank, mo
         expected = (cosines * math.sqrt(model.d_model)).log_softmax(0)
         for reading in mine:
             assert reading.logprob == pytest.approx(expected[WORDS.index(reading.phrase)].item(), abs=1e-4)
+
+
+def test_the_bank_runs_its_phrases_once_for_each_layer(bank, model, states):
+    fresh = Bank(model, bank.phrases, bank.prompts)
+    with counted_forwards(model) as count:
+        for layer in (LAYER, LAYER, LAYER - 1):
+            fresh.read(states, layer=layer, facts=FACTS)
+            fresh.probabilities(WORDS, states[: len(WORDS)], layer=layer)
+    assert count.prompts == 2 * len(WORDS)
+    again = bank.read(states, layer=LAYER - 1, facts=FACTS)
+    assert again == fresh.read(states, layer=LAYER - 1, facts=FACTS) != fresh.read(states, layer=LAYER, facts=FACTS)
 
 
 def test_the_bank_finds_the_phrase_behind_what_all_cues_have_in_common(bank, model):

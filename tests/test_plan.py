@@ -61,10 +61,17 @@ def test_a_model_that_fits_nowhere_is_planned_for_within_the_budget(tmp_path):
     assert sum(s.seconds for s in roomy.stages) < sum(s.seconds for s in tight.stages) * 1.5
 
 
-def test_no_run_takes_more_forwards_than_planned(tmp_path):
+@pytest.mark.parametrize("lexicon", [0, 400])
+def test_no_run_takes_more_forwards_than_planned(lexicon, tmp_path):
+    """With a lexicon and no `verbalise`, the lexicon's own prompts are most of what is run."""
     folder = saved("llama", tmp_path)  # recalls all six: its answers are whole pieces of text
     model = load(folder)
     task, facts = recalled_facts(model, ("VB==", "VC==", "VD==", "VE==", "VF==", "VG=="))
+    if lexicon:
+        words = [f"{a}{b} {c}" for a in "abcdefgh" for b in "abcdefghij" for c in "klmno"]
+        (tmp_path / "concepts.txt").write_text("\n".join(words[:lexicon]) + "\n", encoding="utf-8")
+        given = {"verbalise": None, "concepts": "concepts.txt", "facts": str(tmp_path / "facts.csv")}
+        task = task.model_copy(update={**given, "folder": tmp_path})
     expected = plan(task, model=folder, facts=facts, quick=True)
     assert expected.exact and expected.length == 7  # <bos>, decode, ...: as the tokenizer has them
     rows = 0
@@ -78,7 +85,7 @@ def test_no_run_takes_more_forwards_than_planned(tmp_path):
         mnemo.extract(task, model=model, facts=facts, quick=True, progress=False)
     finally:
         handle.remove()
-    assert len(facts) < rows <= sum(stage.forwards for stage in expected.stages)
+    assert max(len(facts), 2 * lexicon) < rows <= sum(stage.forwards for stage in expected.stages)
 
 
 def test_few_concepts_to_swap_to_take_more_random_directions_than_the_swaps_they_lack(tmp_path, monkeypatch):
