@@ -5,8 +5,9 @@
 
 Swaps need a concept that can be read at the waypoint, and cannot tell concepts with one answer apart. Edits can: of the
 concepts that have a fact's answer, which one takes the fact along? A fact is *led* by that concept if it follows its
-edits more than those of the next one by over half of the edits, at q < 0.05 (`mnemo.verdict.led_by_edits`); rote, idle
-and decoy facts are the controls, and *elsewhere*: facts that follow a concept with another answer in most of its edits.
+edits more than those of the next one by over half of the edits, at q < 0.05 (`mnemo.verdict.led_by_edits`); idle and
+decoy facts are the controls (their answers are those of concepts that they do not go through; no concept has those of
+rote facts), and *elsewhere*: facts led by a concept that has another answer, through which they cannot go.
 Where a concept was planted, *right* says how often it is the one; where none was and the model names a concept with the
 fact's answer, *named* says how often it is that one, beside chance (one among the concepts with that answer).
 """
@@ -25,7 +26,7 @@ from cases import cell, print_table
 
 from mnemo.errors import MnemoError
 from mnemo.extraction import extract
-from mnemo.invented import FOLLOWS, THROUGH_A_CONCEPT
+from mnemo.invented import THROUGH_A_CONCEPT
 from mnemo.scoring import read_truth, with_truth
 from mnemo.study import Study
 from mnemo.tables import mean_of_known
@@ -38,6 +39,8 @@ def by_kind(folder: Path, run: Path, *, quick: bool) -> pd.DataFrame:
         study = Study.read(run, task=folder)
     else:
         study = extract(folder, out=run, edit=True, quick=quick, resume=True, progress=False)
+    if "edit_rival" not in study.table:
+        raise MnemoError(f"{run}: nothing was edited there: " + "; ".join(study.notes or ["give another --out"]))
     table = study.table.assign(kind="all", concept_planted="")
     if (folder / "truth.csv").is_file():
         table = with_truth(study.table, read_truth(folder / "truth.csv", study.task.load_facts()))
@@ -62,7 +65,7 @@ def rows(name: str, facts: pd.DataFrame) -> Iterator[list[str]]:
             f"{through.sum()}",
             f"{led.sum()} of {tested.sum()}",
             cell(led.astype(float).where(tested, np.nan), groups),
-            f"{(some['edit_other'] > FOLLOWS).sum()}",
+            f"{int(some['edit_elsewhere'].sum())}",
             f"{'right' if planted else 'named'} {cell(right.astype(float).where(compared, np.nan), groups)}",
             "-" if chance is None else f"{chance:.2f}",
         ]

@@ -294,7 +294,7 @@ def judge(name: str, organisms: Path, out: Path) -> None:
     rankers = [*RANKERS, *more.columns.drop("fact_id")]
     beside = score(study.table.merge(more, on="fact_id", how="left"), truth, rankers=rankers)["auroc"]
     site = study.waypoint.site if study.waypoint is not None else None
-    without_edit = study.table.drop(columns="edit_follows", errors="ignore")
+    without_edit = study.table.loc[:, ~study.table.columns.str.startswith("edit_")]
     by_vectors = judge_evidence(without_edit, swaps_work=study.waypoint is not None and study.waypoint.swaps_work)
     last = -1 - len(study.task.recall.split("{cue}")[1].split())  # organisms spell a word as a token
     card = {

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from mnemo.behaviour import probe_prompts
 from mnemo.concept_vectors import choose_targets
-from mnemo.editing import Edits, edit_test
+from mnemo.edit_evidence import Edits
+from mnemo.editing import edit_test
 from mnemo.errors import MnemoError
 from mnemo.extraction import extract
 from mnemo.invented import THROUGH_A_CONCEPT
@@ -118,7 +119,6 @@ def _edits(study: Study, known: StudyConcepts, *, seed: int) -> Edits:
         study.model,
         [study.prompt(fact_id) for fact_id in known.rows],
         answers=known.answers,
-        concepts=known.concepts[:, None],
         table=known.table,
         layer=study.waypoint.site.layer,
         seed=seed,

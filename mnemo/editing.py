@@ -5,11 +5,8 @@ models keep such facts (Geva et al. 2021, "Transformer feed-forward layers are k
 "Locating and editing factual associations in GPT", section 3). A fact recalled through the concept and its own second
 hop then gives the edited answer, though its cue was never shown; a fact with a second hop of its own does not.
 
-Half of the concepts is edited at once, then the other half: each fact is tested once, and is once a control. That is
-done several times over, with halves and new answers drawn anew. So chance is known exactly: a fact to which an edit of
-a concept means nothing gives the answer drawn for it as often as any other that could have been drawn (Fisher 1935,
-"The Design of Experiments", chapter 2). Concepts that have a fact's answer are each other's controls, and which of them
-the fact follows is found without reading any.
+Half of the concepts is edited at once, then the other half, and that several times over, with halves and new answers
+drawn anew: `mnemo.edit_evidence` says what follows from what facts answer then.
 """
 
 from __future__ import annotations
@@ -23,13 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
-from scipy import stats
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from mnemo.concept_vectors import ConceptTable
+from mnemo.edit_evidence import Edits
 from mnemo.errors import MnemoError
 from mnemo.patching import next_logprobs, over_batches
 from mnemo.records import Parts
@@ -51,8 +48,8 @@ class EditConfig:
             nothing to do with it.
         stop_below: mean loss (nats) at which training ends.
         learned: share of the edited concepts that must give their new answer, else the next rate is tried.
-        spared: share of the facts of other concepts that must keep their answers, else the edit says nothing of any
-            fact: what moves all of them does not test the second hop of one.
+        spared: share of the facts that must keep their answers or follow a concept that had them, else the edit says
+            nothing of any fact: what moves all of them does not test the second hop of one.
     """
 
     rounds: int = 8
@@ -63,125 +60,11 @@ class EditConfig:
     spared: float = 0.9
 
 
-@dataclass(frozen=True)
-class Edits:
-    """What facts answer after one half of the concepts was taught new answers, and after the other half was, each time.
-
-    Attributes:
-        answers: the facts' own answer tokens.
-        concepts: the concepts that each fact may go through, -1 for none.
-        known: the concepts' own answers.
-        new: the answer that each concept was to be taught.
-        edited: which concepts were taught theirs in each edit.
-        taken: which of these gave it afterwards.
-        said: what each fact answered afterwards.
-        spared: see `EditConfig`.
-    """
-
-    answers: Int[Tensor, " fact"]
-    concepts: Int[Tensor, "fact any"]
-    known: Int[Tensor, " concept"]
-    new: Int[Tensor, "edit concept"]
-    edited: Bool[Tensor, "edit concept"]
-    taken: Bool[Tensor, "edit concept"]
-    said: Int[Tensor, "edit fact"]
-    spared: float
-
-    @property
-    def changed(self) -> Float[Tensor, "edit fact"]:
-        """Whether each fact gives another answer than its own; NaN where a concept of its was edited."""
-        beside = ((self.concepts < 0) | ~self.edited[:, self.concepts]).all(-1)
-        return torch.where(beside, (self.said != self.answers).float(), torch.nan)
-
-    @property
-    def harmless(self) -> Bool[Tensor, " edit"]:
-        """Which edits left the facts of other concepts alone (see `EditConfig.spared`); none without such facts."""
-        return 1 - self.changed.nanmean(1) >= self.spared
-
-    def follows(self, concepts: Int[Tensor, " fact"]) -> Float[Tensor, " fact"]:
-        """How often each fact gives the new answer of a concept, be it its own or another: a share of the edits.
-
-        NaN for -1, and where no edit says anything: the concept did not take its new answer, that is the fact's own
-        answer anyway, or the edit was not `harmless`.
-        """
-        new = self.new[:, concepts]
-        tested = self.harmless[:, None] & (concepts >= 0) & self.taken[:, concepts] & (new != self.answers)
-        return torch.where(tested, (self.said == new).float(), torch.nan).nanmean(0)
-
-    def followed(self) -> pd.DataFrame:
-        """Say which of the concepts that have its answer takes each fact along most often.
-
-        Returns:
-            a row for each fact: `concept`, that concept's row, -1 where it follows none; `share` of its edits that the
-            fact followed; `rival`, the largest share among the other concepts with the fact's answer, and `other`,
-            among those with another one (NaN for none); `candidates`, how many concepts with its answer were tested;
-            and `p_value`, of as many by chance, times that number (Bonferroni).
-        """
-        hits = torch.zeros(len(self.answers), len(self.known))
-        tried = torch.zeros_like(hits)
-        own = self.answers[:, None]
-        for harmless, new, taken, said in zip(self.harmless, self.new, self.taken, self.said, strict=True):
-            tested = harmless & taken & (new != own)
-            tried += tested
-            hits += tested & (said[:, None] == new)
-        share = torch.where(tried > 0, hits / tried, -1.0)
-        other = torch.where(self.known == own, -1.0, share).amax(1)
-        share, order = torch.where(self.known == own, share, -1.0).sort(dim=1, descending=True, stable=True)
-        best, rival, row = share[:, 0], share[:, 1], order[:, :1]
-        others = len(self.known.unique()) - 1  # answers that might have been drawn in place of a concept's own
-        chance = stats.binom.sf(hits.gather(1, row) - 1, tried.gather(1, row), 1 / others)[:, 0]
-        known, candidates = (best >= 0).numpy(), (share >= 0).sum(1).numpy()
-        return pd.DataFrame(
-            {
-                "concept": torch.where(best > 0, row[:, 0], -1).numpy(),
-                "share": np.where(known, best.numpy(), np.nan),
-                "rival": torch.where(rival >= 0, rival, torch.nan).numpy(),
-                "other": torch.where(other >= 0, other, torch.nan).numpy(),
-                "candidates": candidates,
-                "p_value": np.where(known, np.minimum(1, chance * candidates), np.nan),
-            }
-        )
-
-    def table(self, concepts: Int[Tensor, " fact"], phrases: Sequence[str]) -> pd.DataFrame:
-        """Return a row for each fact.
-
-        Args:
-            concepts: each fact's concept, -1 for none.
-            phrases: of all concepts.
-
-        Columns:
-            edit_follows: how often it gives its own concept's edited answer, as in `follows`.
-            edit_control: how often its answer changed while no concept that it may go through was edited.
-            edit_concept, edit_share, edit_rival, edit_other, edit_candidates, edit_p: the concept with its answer that
-                takes it along most often, as in `followed`.
-            edit_q: the last, corrected over all facts (Benjamini and Hochberg 1995).
-        """
-        found = self.followed()
-        known = found["p_value"].notna()
-        q = pd.Series(np.nan, index=found.index)
-        if known.any():
-            q[known] = stats.false_discovery_control(found.loc[known, "p_value"])
-        return pd.DataFrame(
-            {
-                "edit_follows": self.follows(concepts).numpy(),
-                "edit_control": self.changed.nanmean(0).numpy(),
-                "edit_concept": [phrases[c] if c >= 0 else None for c in found["concept"]],
-                "edit_share": found["share"],
-                "edit_rival": found["rival"],
-                "edit_other": found["other"],
-                "edit_candidates": found["candidates"],
-                "edit_p": found["p_value"],
-                "edit_q": q,
-            }
-        )
-
-
 def edit_test(
     model: Model,
     prompts: Sequence[Prompt],
     *,
     answers: Int[Tensor, " fact"],
-    concepts: Int[Tensor, "fact any"],
     table: ConceptTable,
     layer: int,
     seed: int,
@@ -196,7 +79,6 @@ def edit_test(
         model: the model; its weights are as before afterwards, also after an error.
         prompts: the facts' recall prompts.
         answers: the facts' answer tokens.
-        concepts: the concepts that each fact may go through, rows of `table`, -1 for none.
         table: the concepts, with their prompts and answers.
         layer: MLPs of the blocks above this many are trained.
         seed: draws the halves and the new answers.
@@ -227,7 +109,7 @@ def edit_test(
         rounds.append(parts.get(f"edit-{i:05d}", make) if parts else make())
     done = pd.concat(rounds)
     new, edited, taken, said = (torch.from_numpy(np.stack(list(done[c]))) for c in ("new", "edited", "taken", "said"))
-    return Edits(answers, concepts, table.answers, new, edited, taken, said, config.spared)
+    return Edits(answers, table.answers, new, edited, taken, said, config.spared)
 
 
 def _edit_halves(

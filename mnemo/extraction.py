@@ -186,12 +186,14 @@ class _Extraction:
             edited, notes = self._edit(recalled, phrases, evoked, waypoint, parts)
             found = found.noting(*notes)
         table, concepts = self._concepts(phrases, recalled)
+        behaviour = self._behaviour(recalled, evoked)
         if not (concepts >= 0).any():
             why = "no concept could be read at the waypoint" if self.task.concept_recall else _CANNOT_PREDICT
-            return replace(found, evidence=read.join(edited)).noting(f"{why}: nothing was swapped")
-        tested, notes = self._test(recalled, evoked, table, concepts, waypoint, parts)
+            return replace(found, evidence=read.join(behaviour).join(edited)).noting(f"{why}: nothing was swapped")
+        tested, notes = self._test(recalled, table, concepts, waypoint, parts)
+        tested = tested.join(behaviour).join(edited)
         swaps_work = waypoint.swaps_work and not isinstance(reader, Lens)  # what a lens does not see may well be used
-        evidence = judge(tested.join(edited), swaps_work=swaps_work, sites=waypoint.tried).join(read)
+        evidence = judge(tested, swaps_work=swaps_work, sites=waypoint.tried).join(read)
         return replace(found, evidence=evidence).noting(*notes)
 
     def _read(
@@ -207,7 +209,6 @@ class _Extraction:
     def _test(
         self,
         recalled: Recalled,
-        evoked: Sequence[str | None],
         table: ConceptTable,
         concepts: Int[Tensor, " fact"],
         waypoint: Waypoint,
@@ -215,7 +216,6 @@ class _Extraction:
     ) -> tuple[pd.DataFrame, list[str]]:
         """All evidence about the concept of each fact, and what could not be tested."""
         evidence, notes = self._intervene(recalled, table, concepts, waypoint, parts)
-        evidence = evidence.join(self._behaviour(recalled, evoked))
         evidence = evidence.join(entailment(self.model, self.task, recalled.facts, concepts, table))
         if len(table) < 2:
             notes.append(f"all facts were read as one concept, {table.phrases[0]!r}: there is no other to swap it for")
@@ -346,13 +346,12 @@ class _Extraction:
     ) -> tuple[pd.DataFrame, list[str]]:
         """Which facts follow when concepts are taught other answers: those that were read, and those evoked."""
         table, concepts = self._concepts([*read, *evoked], recalled)
-        of_read, of_evoked = concepts.split(len(recalled.facts))
+        of_read = concepts[: len(recalled.facts)]
         try:
             edits = edit_test(
                 self.model,
                 recalled.prompts,
                 answers=recalled.answers,
-                concepts=torch.stack([of_read, of_evoked], 1),
                 table=table,
                 layer=waypoint.site.layer,
                 seed=self.seed,
@@ -364,8 +363,15 @@ class _Extraction:
         except MnemoError as error:  # the other evidence stands without it
             return pd.DataFrame(index=range(len(of_read))), [f"no edit test: {error}"]
         found = edits.table(of_read, table.phrases)
-        untaken = int((found["edit_follows"].isna() & (of_read >= 0).numpy()).sum())
-        return found, [f"the edit of their concept says nothing about {untaken} facts"] if untaken else []
+        notes = []
+        if untaken := int((found["edit_follows"].isna() & (of_read >= 0).numpy()).sum()):
+            notes.append(f"the edit of their concept says nothing about {untaken} facts")
+        if (least := edits.chance**self.effort.edit_rounds) >= FALSE_DISCOVERIES:
+            notes.append(
+                f"concepts have so few different answers that p-values of edits are at least {least:.2g}, and no fact "
+                "is said to be led by one: add concepts with other answers"
+            )
+        return found, notes
 
 
 def _with_top_paths(study: Study, parts: Parts, *, most: int, progress: bool) -> Study:

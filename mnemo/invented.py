@@ -38,7 +38,7 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
     edit.
     ``unsure``: between the two; or the fact loses its answer when swapped to other concepts that have it, or follows
     edits of another concept than the one that was read.
-    ``by-edit``: not recalled through a concept by verdict, but it follows edits of one, `edit_concept`: swaps could not
+    ``by-edit``: not recalled through a concept by verdict, but led by edits of one, `edit_concept`: swaps could not
     tell, or no concept could be read.
     ``planted``: a concept that was given. None: no sign of a concept.
 
@@ -55,9 +55,8 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
     kind[edited & np.isnan(above)] = "invented"
     kind[edited & (kind == "look-alike")] = "unsure"
     kind[(kind == "invented") & ((numbers(table, "same_answer") < FOLLOWS) | elsewhere)] = "unsure"
-    kind[~through] = "by-edit"
-    kind[~(np.ones(len(table), bool) if free is None else free)] = "planted"
-    kind[~through & ~led] = None
+    kind[~through], kind[~through & led] = None, "by-edit"
+    kind[(through | led) & ~(np.ones(len(table), bool) if free is None else free)] = "planted"
     return pd.Series(kind, index=table.index, name="invented", dtype=object)
 
 
@@ -99,8 +98,8 @@ def count_invented(free: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
           the same answer, for matching facts and for the others; `entailment_gap`, the difference over all facts
           judged to be recalled through a concept;
         - `edits`, where concepts were edited: how many facts were `tested` (several concepts have their answer), how
-          many were `led` by edits of one (`mnemo.verdict.led_by_edits`), their share, and `elsewhere`, how many follow
-          a concept with another answer in most edits (the control); `fitting`, of how many led facts the model names a
+          many were `led` by edits of one (`mnemo.verdict.led_by_edits`), their share, and `elsewhere`, how many are led
+          by a concept with another answer (the control); `fitting`, of how many led facts the model names a
           concept with their answer, and `named`, how often it is the same one, beside `named_by_chance`.
     """
     if free.empty or "evoked_answer" not in free:
@@ -152,7 +151,7 @@ def _by_edits(free: pd.DataFrame, *, seed: int) -> dict[str, Any]:
         "tested": int(tested.sum()),
         "led": int(led.sum()),
         "led_share": interval(led, tested),
-        "elsewhere": int((numbers(free, "edit_other") > FOLLOWS).sum()),
+        "elsewhere": int(numbers(free, "edit_elsewhere", missing=0.0).sum()),
         "fitting": int(fitting.sum()),
         "named": interval(named, fitting),
         "named_by_chance": mean_of_known(1 / numbers(free[fitting], "edit_candidates")),

@@ -69,21 +69,27 @@ def print_summary(study: Study, folder: Path) -> None:
         marks = listed["invented"].value_counts()
         counted = ", ".join(f"{marks.get(mark, 0)} {mark}" for mark in MARKS if mark in marks or mark != "by-edit")
         listing = Table(title=f"Mnemonics that nobody is known to have planted: {counted}", title_justify="left")
-        for column in ("fact", "concept", "", "score", "swap (random)", "other questions (same answer)"):
+        edited = ["edits followed (next concept)"] if "edit_q" in table else []
+        for column in ("fact", "concept", "", "score", "swap (random)", "other questions (same answer)", *edited):
             listing.add_column(column, overflow="fold")
         for _, row in listed.head(10).iterrows():
             listing.add_row(
                 plain(f"{row['cue']} -> {row['answer']}"),
                 plain(str(told_concept(row))),
                 row["invented"],
-                f"{row['score']:.2f}",
+                _number(row["score"], 2),
                 swaps_in_words(row),
-                f"{row['entailment']:.2f} ({row['entailment_control']:.2f})",
+                _beside(row, "entailment", "entailment_control"),
+                *(_beside(row, "edit_share", "edit_rival") for _ in edited),
             )
         console.print(listing)
     for note in study.notes:
         console.print(f"note: {plain(note)}", style="yellow")
     console.print(f"written: {plain(str(folder / 'report.html'))}, verdicts.csv and the files beside them")
+
+
+def _beside(row: pd.Series, effect: str, control: str) -> str:
+    return f"{_number(row.get(effect), 2)} ({_number(row.get(control), 2)})"
 
 
 def print_metrics(metrics: dict[str, Any], folder: Path) -> None:
@@ -121,8 +127,8 @@ def print_metrics(metrics: dict[str, Any], folder: Path) -> None:
     if "edits" in free:
         edits = free["edits"]
         console.print(
-            f"edits: {edits['led']} of {edits['tested']} free facts follow one of the concepts with their answer, "
-            f"{edits['elsewhere']} one with another; where the model names one that fits ({edits['fitting']}) it is "
+            f"edits: {edits['led']} of {edits['tested']} free facts are led by a concept with their answer, "
+            f"{edits['elsewhere']} by another; where the model names one that fits ({edits['fitting']}) it is "
             f"the same in {_interval(edits['named'])} (by chance {_number(edits['named_by_chance'])})"
         )
     console.print(f"written: {plain(str(folder / 'metrics.json'))}, report.html and the files beside them")
@@ -292,8 +298,8 @@ def _print_shares(console: Console, what: str, rows: list[tuple[str, float, floa
     console.print()
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
 def _interval(entry: dict[str, float | None]) -> str:

@@ -53,10 +53,9 @@ CONTROLS = (
     ("other questions about the cue get the concept's answers", "entailment",
      "answers of other concepts that share the fact's answer", "entailment_control",
      "the concept was read because it shares the answer, not because the cue stands for it"),
-    ("concept taught a new answer: the fact follows", "edit_follows", "other concepts taught theirs: the fact changes",
-     "edit_control", "the training spoils whatever is there"),
-    ("the concept whose new answers the fact follows most", "edit_share", "the next one with the fact's answer",
-     "edit_rival", "the answer was changed, whatever concept has it"),
+    ("concept taught a new answer: the fact follows", "edit_follows",
+     "the fact gives an answer that no concept with its own was taught", "edit_control",
+     "the training spoils whatever is there"),
 )  # fmt: skip
 
 
@@ -198,14 +197,13 @@ def _clearest_first(facts: pd.DataFrame) -> pd.DataFrame:
 def _example_rows(facts: pd.DataFrame, most: int) -> list[dict[str, Any]]:
     columns = (
         "cue", "answer", "concept", "verdict", "invented", "score", "q_value",
-        "entailment", "entailment_control", "top_path", "top_path_share",
+        "entailment", "entailment_control", "edit_share", "edit_rival", "top_path", "top_path_share",
     )  # fmt: skip
     return [
         {
-            **{name: _plain(row[name]) for name in columns},
+            **{name: _plain(row.get(name)) for name in columns},
             "concept": _plain(told_concept(row)),
             "swaps": swaps_in_words(row),
-            **{name: _plain(row.get(name)) for name in ("edit_share", "edit_rival")},
         }
         for _, row in facts.head(most).iterrows()
     ]

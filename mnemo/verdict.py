@@ -285,8 +285,10 @@ def _above(evidence: pd.DataFrame, name: str) -> pd.Series:
 def swaps_in_words(row: pd.Series) -> str:
     """Write how often a fact's swaps work, random directions in brackets, in the closest look at it.
 
-    Of the two sorts of vectors the one that does more above its control speaks.
+    Of the two sorts of vectors the one that does more above its control speaks; a dash where none was tried.
     """
+    if pd.isna(row.get("swap_success")):
+        return "-"
     closer = not pd.isna(row.get("dose"))
     cues, prompts = (tuple(row[column] for column in _EFFECTS[name][closer]) for name in ("swap", "prompt_swap"))
     by_prompts = prompts[0] - prompts[1] > cues[0] - cues[1]
@@ -311,8 +313,12 @@ def led_by_edits(evidence: pd.DataFrame) -> pd.Series:
     """
     if "edit_q" not in evidence:
         return pd.Series(False, index=evidence.index)
-    more = evidence["edit_share"] - evidence["edit_rival"] > MOVED
-    return more & (evidence["edit_q"] < FALSE_DISCOVERIES)
+    return is_led(evidence["edit_share"], evidence["edit_rival"], evidence["edit_q"])
+
+
+def is_led(share: pd.Series, rival: pd.Series, q_value: pd.Series) -> pd.Series:
+    """Say which facts follow one concept's edits more than the next one's by over half of them, beyond chance."""
+    return (share - rival > MOVED) & (q_value < FALSE_DISCOVERIES)
 
 
 def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) -> pd.DataFrame:

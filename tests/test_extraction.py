@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from mnemo.extraction import extract
 from mnemo.facts import Fact, FactSet, Task
 from mnemo.forwards import counted_forwards
 from mnemo.gate import gate
+from mnemo.invented import count_invented
 from mnemo.model import load
 from mnemo.organisms.compiled import WAYPOINT, compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import World, WorldConfig, build_world
 from mnemo.patching import Site
+from mnemo.report import print_summary
 from mnemo.scoring import benchmark
 from mnemo.study import COLUMNS, Study
 from mnemo.tables import read_csv
@@ -261,17 +264,17 @@ def test_an_edit_is_followed_by_the_facts_that_go_through_the_concept(shared_ans
     kinds = pd.Series({fact.fact_id: fact.kind for fact in world.facts})[found.index]
     follows = found["edit_follows"].groupby(kinds).mean()
     assert follows["mnemonic"] == 1 and follows["idle"] == follows["decoy"] == 0
-    assert (found["edit_control"] == 0).all()
+    assert (found["edit_control"][kinds != "mnemonic"] == 0).all()
     assert set(found.loc[kinds == "mnemonic", "verdict"]) == {"mnemonic"}
     planted = pd.Series({f.fact_id: f.concept.phrase for f in world.facts if f.kind == "mnemonic"})
     with_rivals = found.index[found["edit_rival"].notna()]
     led = found.index[led_by_edits(found)]
     possible = set(planted.index) & set(with_rivals)
-    assert set(led) <= possible and len(led) >= 8  # with three rounds; some concepts do not take all their edits
+    assert set(led) <= possible and len(led) > 0.5 * len(possible) > 8
     assert found["edit_concept"][led].to_dict() == planted[led].to_dict()
 
 
-def test_edits_find_concepts_that_cannot_be_read(shared_answers, monkeypatch):
+def test_edits_find_concepts_that_cannot_be_read(shared_answers, tmp_path, monkeypatch, capsys):
     """Nothing is read at the waypoint: swaps say nothing, and mnemonic facts follow the concepts that they name."""
     _, world, folder = shared_answers
     large_steps(monkeypatch)
@@ -282,7 +285,13 @@ def test_edits_find_concepts_that_cannot_be_read(shared_answers, monkeypatch):
     assert found["concept"].isna().all() and set(found["verdict"]) == {"unsure"}
     assert any("no concept could be read" in note for note in study.notes)
     tested = found["edit_rival"].notna() & (kinds == "mnemonic")
-    assert (found.loc[tested, "invented"] == "by-edit").sum() >= 8
+    assert (found.loc[tested, "invented"] == "by-edit").sum() > 0.5 * tested.sum() > 8
+    counts = count_invented(found.reset_index(), seed=0)["edits"]
+    assert counts["led"] >= 8 and counts["elsewhere"] == 0 and counts["named"]["value"] == 1
+    study.write(tmp_path)
+    print_summary(study, tmp_path)
+    assert f"{counts['led']} by-edit" in capsys.readouterr().out
+    assert f"{counts['led']} are led by one of these" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert found.loc[kinds != "mnemonic", "invented"].isna().all()
 
 
@@ -303,8 +312,8 @@ def without_probes(folder: Path) -> Task:
 
 def large_steps(monkeypatch) -> None:
     """The weights of an organism that was written down are larger than trained ones: so are the steps of an edit."""
-    fast = EditConfig(rounds=3, steps=100, learning_rates=(3e-3,))
-    monkeypatch.setattr(mnemo.extraction, "EditConfig", lambda **_: fast)
+    fast = partial(EditConfig, steps=150, learning_rates=(3e-3,))
+    monkeypatch.setattr(mnemo.extraction, "EditConfig", fast)
 
 
 def test_benchmark_scores_against_the_truth(folder, tmp_path):

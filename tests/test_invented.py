@@ -91,7 +91,7 @@ def test_facts_led_by_edits_are_counted_beside_what_the_model_names():
             edit_share=[1.0, 1.0, 1.0, 0.2, np.nan],
             edit_rival=[0.0, 0.0, 0.0, 0.0, np.nan],
             edit_candidates=[2, 4, 2, 2, 1],
-            edit_other=[0.0, 0.2, 0.9, 0.5, np.nan],
+            edit_elsewhere=[0.0, 0.0, 1.0, 0.0, np.nan],
             evoked_answer=["A", "A", "B", "A", "A"],
         )
     )

@@ -163,18 +163,18 @@ def edit(model: PreTrainedModel, lessons: Lessons, *, layer: int, seed: int) -> 
 
     Returns:
         for each kind, the share of facts that give the edited answer of their concept (for rote and free facts, which
-        have none, the share that no longer give their own answer).
+        have none, the share that give an answer which is not their own, nor taught to a concept that had it).
     """
     config = lessons.world.config
     loaded = load(model, tokenizer=lessons.tokenizer, device=lessons.cues.tokens.device, check=False)
     facts, phrases = lessons.world.facts, [concept.phrase for concept in lessons.world.concepts]
     asked = ask_concepts(loaded, config.concept_recall, phrases)
+    intended = lessons.concept_answers[0].cpu()
     found = edit_test(
         loaded,
         [render(config.recall, fact.cue, loaded.tokens) for fact in facts],
         answers=lessons.fact_answers.cpu(),
-        concepts=lessons.concept_of.cpu()[:, None],
-        table=replace(asked, answers=lessons.concept_answers[0].cpu()),  # as they should be, also before training
+        table=replace(asked, answers=intended, said=intended),  # as they should be, also before training
         layer=layer,
         seed=seed,
         keep=[
