@@ -71,9 +71,15 @@ def strongest_first(table: pd.DataFrame) -> pd.DataFrame:
     return ranked.drop(columns=["_rank", "_above"])
 
 
-def told_concept(row: pd.Series) -> str | None:
-    """Return the concept that a fact's mark is about: the one that it follows in edits, or that was read."""
-    return row["edit_concept"] if row["invented"] == "by-edit" else row["concept"]
+def as_marked(row: pd.Series) -> pd.Series:
+    """Return a fact's row with the concept that its mark is about, the one that it follows in edits or that was read.
+
+    What was measured with another concept, that was read, is left out.
+    """
+    if row["invented"] != "by-edit" or row["edit_concept"] == row["concept"]:
+        return row
+    read = [name for name in ("score", "q_value", "swap_success", "entailment", "entailment_control") if name in row]
+    return row.mask(row.index.isin(read), np.nan).mask(row.index == "concept", row["edit_concept"])
 
 
 def count_invented(free: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:

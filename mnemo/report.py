@@ -16,7 +16,7 @@ from mnemo.doses import CURVES
 from mnemo.errors import visible
 from mnemo.fact_evidence import FILES, FactEvidence
 from mnemo.facts import is_hub_name
-from mnemo.invented import MARKS, strongest_first, told_concept
+from mnemo.invented import MARKS, as_marked, strongest_first
 from mnemo.plan import Plan
 from mnemo.study import Study
 from mnemo.traces import Trace
@@ -69,13 +69,13 @@ def print_summary(study: Study, folder: Path) -> None:
         marks = listed["invented"].value_counts()
         counted = ", ".join(f"{marks.get(mark, 0)} {mark}" for mark in MARKS if mark in marks or mark != "by-edit")
         listing = Table(title=f"Mnemonics that nobody is known to have planted: {counted}", title_justify="left")
-        edited = ["edits followed (next concept)"] if "edit_q" in table else []
+        edited = ["edits (next)"] if "edit_q" in table else []
         for column in ("fact", "concept", "", "score", "swap (random)", "other questions (same answer)", *edited):
-            listing.add_column(column, overflow="fold")
-        for _, row in listed.head(10).iterrows():
+            listing.add_column(column, overflow="fold", min_width=12 if column == "concept" else None)
+        for row in (as_marked(row) for _, row in listed.head(10).iterrows()):
             listing.add_row(
                 plain(f"{row['cue']} -> {row['answer']}"),
-                plain(str(told_concept(row))),
+                plain(str(row["concept"])),
                 row["invented"],
                 _number(row["score"], 2),
                 swaps_in_words(row),

@@ -19,7 +19,7 @@ import pandas as pd
 from mnemo.doses import dose_curves
 from mnemo.errors import MnemoError
 from mnemo.files import replacing, write_text
-from mnemo.invented import THROUGH_A_CONCEPT, count_invented, mark_invented, strongest_first, told_concept
+from mnemo.invented import THROUGH_A_CONCEPT, as_marked, count_invented, mark_invented, strongest_first
 from mnemo.messages import messages_beside_state
 from mnemo.plot import dose_figure, swap_by_fact, verdict_overview
 from mnemo.plot.style import new_figure
@@ -200,12 +200,8 @@ def _example_rows(facts: pd.DataFrame, most: int) -> list[dict[str, Any]]:
         "entailment", "entailment_control", "edit_share", "edit_rival", "top_path", "top_path_share",
     )  # fmt: skip
     return [
-        {
-            **{name: _plain(row.get(name)) for name in columns},
-            "concept": _plain(told_concept(row)),
-            "swaps": swaps_in_words(row),
-        }
-        for _, row in facts.head(most).iterrows()
+        {**{name: _plain(row.get(name)) for name in columns}, "swaps": swaps_in_words(row)}
+        for row in (as_marked(row) for _, row in facts.head(most).iterrows())
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnemo.invented import count_invented, mark_invented, strongest_first, told_concept
+from mnemo.invented import as_marked, count_invented, mark_invented, strongest_first
 
 
 def facts(**columns) -> pd.DataFrame:
@@ -80,7 +80,9 @@ def test_edits_show_a_concept_where_swaps_do_not():
     assert list(mark_invented(table, free)) == ["by-edit", "planted", None, "invented", "planted", None]
     marked = table.assign(invented=expected)
     assert list(strongest_first(marked)["fact_id"]) == ["f3", "f0", "f1", "f4"]
-    assert [told_concept(row) for _, row in strongest_first(marked).iterrows()] == ["own", "own", "own", "read"]
+    shown = [as_marked(row) for _, row in strongest_first(marked).iterrows()]
+    assert [row["concept"] for row in shown] == ["own", "own", "own", "read"]
+    assert [row["score"] for row in shown] == pytest.approx([1, np.nan, np.nan, 1], nan_ok=True)  # of what was read
 
 
 def test_facts_led_by_edits_are_counted_beside_what_the_model_names():
