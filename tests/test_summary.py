@@ -136,6 +136,6 @@ def test_the_page_says_what_the_strongest_writers_carry(compiled_study, written)
     for name in ("report.html", "report.md"):
         text = (written / name).read_text()
         assert "What brings their concepts there" in text and text.count("whole state") == SHOWN + 1  # and once below
-        assert f"MLP{study.waypoint.site.layer - 1}" in text and "mlp" not in text
+        assert f"MLP{study.waypoint.site.layer - 1}" in text
     rows, unread = _message_rows(replace(study, waypoint=None), facts)
     assert not rows and len(unread) == 1 and "has no waypoint" in unread[0]
