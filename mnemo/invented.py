@@ -33,7 +33,8 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
     """Say of each fact that is recalled through a concept whether the model invented that mnemonic.
 
     ``invented``: nobody gave the cue its concept, and other questions about the cue follow the concept; or, where they
-    say nothing (the task has no probes, or no other concept has the answer), the fact follows an edit of the concept.
+    are in between, the fact is led by its edits; or, where they say nothing (the task has no probes, or no other
+    concept has the answer), it follows them.
     ``look-alike``: other questions do not follow it more than other concepts with the same answer, nor the fact an
     edit.
     ``unsure``: between the two; or the fact loses its answer when swapped to other concepts that have it, or follows
@@ -53,6 +54,7 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
     led = led_by_edits(table).to_numpy()
     elsewhere = led & (table["edit_concept"] != table["concept"]).to_numpy() if led.any() else led
     kind[edited & np.isnan(above)] = "invented"
+    kind[led & ~elsewhere & (kind == "unsure")] = "invented"
     kind[edited & (kind == "look-alike")] = "unsure"
     kind[(kind == "invented") & ((numbers(table, "same_answer") < FOLLOWS) | elsewhere)] = "unsure"
     kind[~through], kind[~through & led] = None, "by-edit"

@@ -78,6 +78,10 @@ def test_edits_show_a_concept_where_swaps_do_not():
     assert list(mark_invented(table)) == expected
     free = np.array([True, False, True, True, False, True])
     assert list(mark_invented(table, free)) == ["by-edit", "planted", None, "invented", "planted", None]
+    between = edited(entailment=[0.4, 0.4, 0.1, 0.4], edit_share=[1.0, 0.4, 1.0, 1.0], same_answer=[1.0, 1.0, 1.0, 0.1])
+    assert list(mark_invented(between.assign(edit_follows=1.0, edit_control=0.0))) == [
+        "invented", "unsure", "unsure", "unsure",
+    ]  # fmt: skip
     marked = table.assign(invented=expected)
     assert list(strongest_first(marked)["fact_id"]) == ["f3", "f0", "f1", "f4"]
     shown = [as_marked(row) for _, row in strongest_first(marked).iterrows()]
