@@ -33,7 +33,7 @@ _EFFECTS = {
 }
 # P(mnemonic | strength) = expit(SLOPE * strength - OFFSET), fitted by benchmarks/calibration.py to organisms for
 # development alone (Platt 1999, "Probabilistic outputs for support vector machines").
-SLOPE, OFFSET = 13.6, 6.3
+SLOPE, OFFSET = 14.7, 6.4
 
 
 def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
