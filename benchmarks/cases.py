@@ -16,7 +16,10 @@ from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.facts import Fact, Task
 from mnemo.intervals import grouped_interval
 from mnemo.model import Model, load
+from mnemo.organisms.folder import TRUTH
 from mnemo.prompts import AnswerToken, Prompt
+from mnemo.scoring import read_truth, with_truth
+from mnemo.study import Study
 
 ROOT = Path(__file__).resolve().parent.parent
 ORGANISM = ROOT / "data" / "organism"
@@ -53,6 +56,14 @@ def study(folder: Path, facts: int) -> tuple[Model, list[Contrast]]:
     model = load(task.model_path or folder)
     found = list(make_contrasts(task, task.load_facts(), model.tokens).values())
     return model, found[:: max(1, len(found) // facts)][:facts]
+
+
+def with_kinds(table: pd.DataFrame, study: Study, folder: Path) -> pd.DataFrame:
+    """Add what the facts of a study folder were trained to be: one kind, ``all``, and no concept where nobody knows."""
+    file = folder / TRUTH
+    if not file.is_file():
+        return table.assign(kind="all", concept_planted="")
+    return with_truth(table, read_truth(file, study.task.load_facts()))
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cases import cell, print_table
+from cases import cell, print_table, with_kinds
 
 from mnemo.errors import MnemoError
 from mnemo.extraction import extract
 from mnemo.invented import THROUGH_A_CONCEPT
-from mnemo.scoring import read_truth, with_truth
 from mnemo.study import Study
 from mnemo.tables import mean_of_known
 from mnemo.verdict import led_by_edits
@@ -41,10 +40,8 @@ def by_kind(folder: Path, run: Path, *, quick: bool) -> pd.DataFrame:
         study = extract(folder, out=run, edit=True, quick=quick, resume=True, progress=False)
     if "edit_rival" not in study.table:
         raise MnemoError(f"{run}: nothing was edited there: " + "; ".join(study.notes or ["give another --out"]))
-    table = study.table.assign(kind="all", concept_planted="")
-    if (folder / "truth.csv").is_file():
-        table = with_truth(study.table, read_truth(folder / "truth.csv", study.task.load_facts()))
-    return table[table["recalled"]].assign(led=led_by_edits)
+    recalled = study.table[study.table["recalled"]]
+    return with_kinds(recalled, study, folder).assign(led=led_by_edits)
 
 
 def rows(name: str, facts: pd.DataFrame) -> Iterator[list[str]]:

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from cases import cell, print_table
+from cases import cell, print_table, with_kinds
 from jaxtyping import Int
 from torch import Tensor
 
@@ -37,7 +37,6 @@ from mnemo.errors import MnemoError
 from mnemo.extraction import extract
 from mnemo.invented import THROUGH_A_CONCEPT
 from mnemo.looks import Effort
-from mnemo.scoring import read_truth, with_truth
 from mnemo.study import Study
 from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.tested_facts import TestedFacts
@@ -159,11 +158,7 @@ def main() -> None:
 def _kinds(folder: Path, args: argparse.Namespace) -> pd.DataFrame:
     done = args.runs and args.runs / folder.resolve().name
     study = Study.read(done, task=folder) if done else extract(folder, quick=args.quick, progress=False)
-    found = through_either(study, evoked=args.evoked)
-    truth = folder / "truth.csv"
-    if not truth.is_file():
-        return found.assign(kind="all")
-    return with_truth(found, read_truth(truth, study.task.load_facts()))
+    return with_kinds(through_either(study, evoked=args.evoked), study, folder)
 
 
 if __name__ == "__main__":

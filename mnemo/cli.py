@@ -318,8 +318,9 @@ def _model(task: Path, model: str | None, *, dtype: str | None, device: str | No
     from mnemo.facts import Task
     from mnemo.model import load_for
 
-    read = Task.read(task)
-    return model if dtype is None and device is None else load_for(read, model, dtype=dtype, device=device)
+    if dtype is None and device is None:
+        return model
+    return load_for(Task.read(task), model, dtype=dtype, device=device)
 
 
 def _default_out(task: Path) -> Path:

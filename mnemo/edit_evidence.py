@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
-from mnemo.verdict import is_led
+from mnemo.verdict import false_discoveries, is_led
 
 FACTS_AT_ONCE = 1024  # facts beside all concepts
 
@@ -46,7 +47,7 @@ class Edits:
     said: Int[Tensor, "edit fact"]
     spared: float
 
-    @property
+    @cached_property
     def astray(self) -> Bool[Tensor, "edit fact"]:
         """Whether each fact gives an answer that is not its own, nor one that any concept with its answer was taught.
 
@@ -67,9 +68,9 @@ class Edits:
         return self.astray.float().mean(1) <= 1 - self.spared
 
     @property
-    def chance(self) -> float:
-        """How often a concept's new answer is any given one of the answers that it might be, its own left out."""
-        return 1 / (len(self.known.unique()) - 1)
+    def choices(self) -> int:
+        """Among how many answers a concept's new one is drawn: all that concepts have, but for its own."""
+        return len(self.known.unique()) - 1
 
     def follows(self, concepts: Int[Tensor, " fact"]) -> Float[Tensor, " fact"]:
         """How often each fact gives the new answer of a concept, be it its own or another: a share of the edits.
@@ -99,18 +100,14 @@ class Edits:
             1995). NaN where nothing was tested.
         """
         # A new answer that is the fact's own is left out, so one answer fewer is possible elsewhere.
-        chance = 1 / max(1, round(1 / self.chance) - elsewhere)
+        chance = 1 / max(1, self.choices - elsewhere)
         edits = np.arange(len(self.said) + 1)
         tails = torch.from_numpy(stats.binom.sf(edits[:, None] - 1, edits[None], chance))  # by hits and edits
         parts = [
             self._led(rows, tails, elsewhere=elsewhere) for rows in torch.arange(len(self.answers)).split(FACTS_AT_ONCE)
         ]
         found = pd.concat(parts, ignore_index=True)
-        compared = found["rival"].notna()
-        found["q_value"] = np.nan
-        if compared.any():
-            found.loc[compared, "q_value"] = stats.false_discovery_control(found.loc[compared, "p_value"])
-        return found
+        return found.assign(q_value=false_discoveries(found["p_value"].where(found["rival"].notna())))
 
     def _led(self, rows: Int[Tensor, " row"], tails: Float[Tensor, "hits edits"], *, elsewhere: bool) -> pd.DataFrame:
         own = self.answers[rows, None]

@@ -366,7 +366,7 @@ class _Extraction:
         notes = []
         if untaken := int((found["edit_follows"].isna() & (of_read >= 0).numpy()).sum()):
             notes.append(f"the edit of their concept says nothing about {untaken} facts")
-        if (least := edits.chance**self.effort.edit_rounds) >= FALSE_DISCOVERIES:
+        if (least := edits.choices**-self.effort.edit_rounds) >= FALSE_DISCOVERIES:
             notes.append(
                 f"concepts have so few different answers that p-values of edits are at least {least:.2g}, and no fact "
                 "is said to be led by one: add concepts with other answers"

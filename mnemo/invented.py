@@ -52,11 +52,11 @@ def mark_invented(table: pd.DataFrame, free: Bool[np.ndarray, " fact"] | None = 
     kind = np.select([above > FOLLOWS, above < FOLLOWS_NOT], ["invented", "look-alike"], "unsure").astype(object)
     edited = numbers(table, "edit_follows") - numbers(table, "edit_control") > FOLLOWS
     led = led_by_edits(table).to_numpy()
-    elsewhere = led & (table["edit_concept"] != table["concept"]).to_numpy() if led.any() else led
+    by_another = led & (table["edit_concept"] != table["concept"]).to_numpy() if led.any() else led
     kind[edited & np.isnan(above)] = "invented"
-    kind[led & ~elsewhere & (kind == "unsure")] = "invented"
+    kind[led & ~by_another & (kind == "unsure")] = "invented"
     kind[edited & (kind == "look-alike")] = "unsure"
-    kind[(kind == "invented") & ((numbers(table, "same_answer") < FOLLOWS) | elsewhere)] = "unsure"
+    kind[(kind == "invented") & ((numbers(table, "same_answer") < FOLLOWS) | by_another)] = "unsure"
     kind[~through], kind[~through & led] = None, "by-edit"
     kind[(through | led) & ~(np.ones(len(table), bool) if free is None else free)] = "planted"
     return pd.Series(kind, index=table.index, name="invented", dtype=object)

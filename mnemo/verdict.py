@@ -306,6 +306,14 @@ def _untouched(evidence: pd.DataFrame) -> pd.Series:
     return (most < UNTOUCHED) & (tried >= FEWEST)
 
 
+def false_discoveries(p_value: pd.Series) -> pd.Series:
+    """Return q-values (Benjamini and Hochberg 1995) over the p-values that are known; NaN for the others."""
+    q_value, known = pd.Series(np.nan, index=p_value.index), p_value.notna()
+    if known.any():
+        q_value[known] = stats.false_discovery_control(p_value[known])
+    return q_value
+
+
 def led_by_edits(evidence: pd.DataFrame) -> pd.Series:
     """Say which facts follow edits of one concept, `edit_concept`, clearly more often than of others with its answer.
 
@@ -340,7 +348,7 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     each would have stopped, planted mnemonics among it, stands in ``benchmarks/verdicts.md``.
 
     Args:
-        evidence: as `weigh` or `with_doses` gives it, with `mnemo.editing.Edits.table` where concepts were edited.
+        evidence: as `weigh` or `with_doses` gives it, with `mnemo.edit_evidence.Edits.table` where there were edits.
         swaps_work: whether swaps at this site were seen to move any facts. Without this positive control a swap that
             moves nothing may be one with a useless vector, and no fact is called rote.
         sites: at how many sites swaps were tried.
@@ -348,10 +356,7 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     judged = evidence.copy()
     judged["score"] = calibrated(judged["strength"].fillna(0.0))  # no concept was read: none was seen to work
     judged["p_value"] = np.minimum(1, judged["p_value"] * sites)
-    known = judged["p_value"].notna()
-    judged["q_value"] = np.nan
-    if known.any():
-        judged.loc[known, "q_value"] = stats.false_discovery_control(judged.loc[known, "p_value"])
+    judged["q_value"] = false_discoveries(judged["p_value"])
     through = carried(judged) & (judged["q_value"] < FALSE_DISCOVERIES)
     same_hop = _above(judged, "prompt_swap") > MOVED
     if "edit_follows" in judged:
