@@ -23,7 +23,7 @@ from mnemo.errors import MnemoError
 from mnemo.files import replacing
 from mnemo.patching import Patch, ask
 from mnemo.prompts import Prompt
-from mnemo.study_concepts import study_concepts
+from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.tables import write_csv
 from mnemo.trials import resampled
 
@@ -50,7 +50,7 @@ CURVES = {
 def dose_curves(
     study: Study, fact_id: str, *, doses: Sequence[float] = DOSES, targets: int = TARGETS, seed: int = 0
 ) -> pd.DataFrame:
-    """Run every intervention on one fact at its waypoint, at every dose.
+    """Run every intervention on one fact, at every dose: at the waypoint, or where the closest look at the fact was.
 
     The answer of each swap is predicted beforehand, by asking the model about the other concept.
 
@@ -63,9 +63,9 @@ def dose_curves(
 
     Returns:
         a row for each curve (see `CURVES`), trial and dose: `curve`, `concept` (the one moved to, or the fact's own),
-        `trial`, `dose`, `predicted` (the answer that the swap should give; None where none is predicted), `p_own`
-        (probability of the fact's own answer), `p_predicted` (of the predicted one; NaN where none is), `says` (the
-        model's first choice). Curves that cannot be tried are missing: no other concept to swap to, none with the
+        `trial`, `layer`, `dose`, `predicted` (the answer that the swap should give; None where none is predicted),
+        `p_own` (probability of the fact's own answer), `p_predicted` (of the predicted one; NaN where none is), `says`
+        (the model's first choice). Curves that cannot be tried are missing: no other concept to swap to, none with the
         same answer.
 
     Raises:
@@ -76,17 +76,20 @@ def dose_curves(
     row = study[fact_id]
     if study.waypoint is None or not isinstance(row["concept"], str):
         raise MnemoError(f"no concept was read for fact {fact_id!r}, so there is none to move: {_why(study, row)}")
-    curves, prompt, answer, table = _curves(study, row, targets=targets, seed=seed)
+    layer = row.get("dosed_layer")
+    known = study_concepts(study, layer=None if pd.isna(layer) else int(layer))
+    curves, prompt, answer = _curves(study, known, row, targets=targets, seed=seed)
     whole = _Curve.joined(curves)
-    labels = pd.concat([curve.labels(table, study) for curve in curves], ignore_index=True)
-    wanted = torch.stack([torch.full_like(whole.concepts, answer), table.answers[whole.concepts]], 1)
+    labels = pd.concat([curve.labels(known.table, study) for curve in curves], ignore_index=True)
+    wanted = torch.stack([torch.full_like(whole.concepts, answer), known.table.answers[whole.concepts]], 1)
     found = []
     for dose in doses:
-        patch = Patch(study.waypoint.site, whole.start + dose * whole.step)
+        patch = Patch(known.vectors.site, whole.start + dose * whole.step)
         said = ask(study.model, [prompt] * len(labels), wanted, patch=patch)
         own, predicted = said.logprob.exp().unbind(1)
         found.append(
             labels.assign(
+                layer=known.vectors.site.layer,
                 dose=float(dose),
                 p_own=own.numpy(),
                 p_predicted=np.where(labels["predicted"].notna(), predicted.numpy(), np.nan),
@@ -140,9 +143,10 @@ class _Curve:
         )
 
 
-def _curves(study: Study, row: pd.Series, *, targets: int, seed: int) -> tuple[list[_Curve], Prompt, int, ConceptTable]:
-    """All interventions on one fact; its prompt, the token of its answer and the concepts of the study."""
-    known = study_concepts(study)
+def _curves(
+    study: Study, known: StudyConcepts, row: pd.Series, *, targets: int, seed: int
+) -> tuple[list[_Curve], Prompt, int]:
+    """All interventions on one fact; its prompt and the token of its answer."""
     table, concepts, answers, vectors = known.table, known.concepts, known.answers, known.vectors
     fact = torch.tensor([known.rows[row["fact_id"]]])
     if concepts[fact] < 0:
@@ -176,7 +180,7 @@ def _curves(study: Study, row: pd.Series, *, targets: int, seed: int) -> tuple[l
         moved("suffice", vectors.mean[None], vector, own),
         moved("other suffices", vectors.mean[None], vectors.seen_by(fact.expand(len(others)), others), others),
     ]
-    return [curve for curve in found if len(curve.step)], study.prompt(row["fact_id"]), int(answers[fact]), table
+    return [curve for curve in found if len(curve.step)], study.prompt(row["fact_id"]), int(answers[fact])
 
 
 def _why(study: Study, row: pd.Series) -> str:

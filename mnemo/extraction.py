@@ -303,7 +303,11 @@ class _Extraction:
         agree = agrees(recalled.answers, concepts, table)
         contributes = torch.where(agree, concepts, -1)
         support = torch.bincount(concepts[agree], minlength=len(table))
-        vectors = concept_vectors(self.model, table, waypoint.states, contributes, site=waypoint.site)
+        states = {waypoint.site: waypoint.states}
+        if self.effort.doses and waypoint.behind:
+            streams = read_stream(self.model, recalled.prompts, [waypoint.site.position])
+            states |= {site: streams[:, site.layer, 0] for site in waypoint.behind}
+        vectors = [concept_vectors(self.model, table, at, contributes, site=site) for site, at in states.items()]
         targets = choose_targets(
             table, support, answers=recalled.answers, concepts=concepts, n_targets=self.effort.most_targets,
             seed=self.seed,
@@ -325,12 +329,13 @@ class _Extraction:
         read = (concepts >= 0).nonzero()[:, 0]
         chunks = read.split(FACTS_PER_CHUNK)
         for k, rows in enumerate(tqdm(chunks, desc="intervening", disable=not self.progress, leave=False)):
-            tested = TestedFacts(
-                self.model, recalled.prompts, rows, recalled.answers[rows], concepts[rows], table, vectors
-            )
+            tested, *behind = [
+                TestedFacts(self.model, recalled.prompts, rows, recalled.answers[rows], concepts[rows], table, there)
+                for there in vectors
+            ]
             make = partial(
                 look_at, tested, targets[rows], recalled.probability[rows], effort=self.effort, sites=waypoint.tried,
-                fewest=fewest, seed=self.seed,
+                fewest=fewest, seed=self.seed, behind=behind,
             )  # fmt: skip
             found.append(parts.get(f"trials-{k:05d}", make).set_axis(rows.tolist()))
         # A fact at which no concept was read has no evidence, and will be unsure.

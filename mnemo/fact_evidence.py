@@ -86,6 +86,8 @@ class FactEvidence:
         row, waypoint = self.study[self.fact_id], self.study.waypoint
         if "doses" in self.tables:
             title = f"{row['cue']} → {row['concept']} → {row['answer']}"
+            if (layer := self.tables["doses"]["layer"].iloc[0]) != row["layer"]:
+                title += f" (layer {layer})"
             write_doses(self.tables["doses"], folder, title=title)
         site = waypoint and {"layer": waypoint.site.layer, "position": waypoint.site.position}
         said = {"fact_id": self.fact_id, "site": site, "notes": self.notes, "run": self.study.record}

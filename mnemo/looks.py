@@ -2,7 +2,9 @@
 
 The second look is at several doses, as a fact may hold its concept in another amount than the cues that its vector is
 made of. The third, at the clearest of them, has so many targets that chance in their choice hardly matters; it is for
-the few facts that swaps move often and not often enough. Of several looks the closest counts.
+the few facts that swaps move often and not often enough. Of several looks the closest counts. What is open even then is
+looked at in later layers too, as a few facts have their concept taken up later than the others; that counts only for
+facts that it shows beyond doubt.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from mnemo.trials import (
     run_trials,
     trial_runs,
 )
-from mnemo.verdict import SORTS, undecided, unsettled, weigh, weigh_doses, with_doses
+from mnemo.verdict import SORTS, open_still, shown, undecided, unsettled, weigh, weigh_doses, with_doses
 
 if TYPE_CHECKING:
     from mnemo.tested_facts import TestedFacts
@@ -98,6 +100,7 @@ def look_at(
     sites: int,
     fewest: int,
     seed: int,
+    behind: Sequence[TestedFacts] = (),
 ) -> pd.DataFrame:
     """Intervene on some facts at one site, as closely as each of them needs.
 
@@ -110,10 +113,11 @@ def look_at(
         sites: at how many sites swaps were tried to choose this one, for which p-values pay.
         fewest: as in `Effort.directions`, of all facts of the study.
         seed: decides random directions.
+        behind: the same facts at later sites, which were tried too.
 
     Returns:
         the evidence of `mnemo.verdict.weigh`, with `resample_drop` and, where there are doses, that of the closest look
-        at each fact (`mnemo.verdict.weigh_doses`).
+        at each fact (`mnemo.verdict.weigh_doses`) and the layer in which that was, `dosed_layer`.
     """
     random, beside = effort.directions(fewest, sites=sites)
     evidence = weigh(run_trials(tested, targets[:, : effort.targets], seed=seed, random=random), recall)
@@ -121,32 +125,45 @@ def look_at(
     if not effort.doses:
         return evidence
 
-    def closer(facts: Sequence[int], doses: Sequence[float], others: slice, seed: int) -> pd.DataFrame:
+    def closer(
+        facts: Sequence[int], doses: Sequence[float], others: slice, seed: int, at: TestedFacts = tested
+    ) -> pd.DataFrame:
         rows = torch.tensor(facts, dtype=torch.long)
-        swaps = run_dosed_swaps(tested.only(rows), targets[rows, others], doses=doses, seed=seed, random=beside)
-        return weigh_doses(swaps).set_axis(list(facts))
+        swaps = run_dosed_swaps(at.only(rows), targets[rows, others], doses=doses, seed=seed, random=beside)
+        return weigh_doses(swaps).set_axis(list(facts)).assign(dosed_layer=at.vectors.site.layer)
 
-    before, behind = slice(effort.dosed_targets), slice(effort.dosed_targets, None)
+    def with_closest(closest: pd.DataFrame) -> pd.DataFrame:
+        return with_doses(evidence, closest, looks=effort.looks)
+
+    first_ones, further_ones = slice(effort.dosed_targets), slice(effort.dosed_targets, None)
     left = np.flatnonzero(unsettled(evidence, tests=sites * effort.looks)).tolist()
-    second = closer(left, effort.doses, before, seed)
-    found = with_doses(evidence, second, looks=effort.looks)
-    more = ((targets[:, behind] >= 0).sum(1) >= effort.dosed_targets).numpy()  # fewer would say less than the second
-    still = second.loc[np.flatnonzero(undecided(found, tests=sites) & more)]
-    third = [closer(list(facts.index), [float(dose)], behind, seed + 1) for dose, facts in still.groupby("dose")]
-    return with_doses(evidence, pd.concat([second.drop(still.index), *third]), looks=effort.looks)
+    closest = closer(left, effort.doses, first_ones, seed)
+
+    enough = ((targets[:, further_ones] >= 0).sum(1) >= effort.dosed_targets).numpy()  # fewer would say less
+    still = closest.loc[np.flatnonzero(undecided(with_closest(closest), tests=sites) & enough)]
+    third = [closer(list(facts.index), [float(dose)], further_ones, seed + 1) for dose, facts in still.groupby("dose")]
+    closest = pd.concat([closest.drop(still.index), *third])
+
+    for later in behind:
+        left = np.flatnonzero(open_still(with_closest(closest), tests=sites)).tolist()
+        there = closer(left, effort.doses, first_ones, seed + 2, later)
+        settled = there[shown(with_doses(evidence.loc[left], there, looks=effort.looks), tests=sites)]
+        closest = pd.concat([closest.drop(settled.index), settled])
+    return with_closest(closest)
 
 
-def look_runs(others: Sequence[int], *, effort: Effort, sites: int) -> int:
-    """Return the runs of the model that `look_at` takes for some facts, at the most: if each is looked at thrice.
+def look_runs(others: Sequence[int], *, effort: Effort, sites: int, behind: int) -> int:
+    """Return the runs of the model that `look_at` takes for some facts, at the most: if each gets every look.
 
     Args:
         others: how many other concepts each can be swapped to.
         effort, sites: as for `look_at`.
+        behind: how many later sites there are.
     """
     random, beside = effort.directions(min(filter(None, others), default=0), sites=sites)
     first = sum(RESAMPLED + trial_runs(min(n, effort.targets), random=random) for n in others)
     if not effort.doses:
         return first
     second = sum(dosed_runs(min(n, effort.dosed_targets), random=beside) for n in others)
-    behind = [min(max(0, n - effort.dosed_targets), effort.open_targets) for n in others]
-    return first + len(effort.doses) * second + sum(dosed_runs(n, random=beside) for n in behind)
+    third = sum(dosed_runs(min(max(0, n - effort.dosed_targets), effort.open_targets), random=beside) for n in others)
+    return first + (1 + behind) * len(effort.doses) * second + third

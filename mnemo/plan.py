@@ -35,7 +35,7 @@ from mnemo.shape import Shape
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
 from mnemo.trials import LEAST, trial_runs
-from mnemo.waypoints import PATCHED, POSITIONS, SAMPLE, TARGETS
+from mnemo.waypoints import BEHIND, PATCHED, POSITIONS, SAMPLE, TARGETS
 
 PROCESS_GB = 0.55  # Python with torch, transformers and transformer-lens in it
 CHARACTERS_PER_TOKEN = 3  # where there is no tokenizer to ask
@@ -213,7 +213,7 @@ def _runs(
         ("find candidate sites", sample * min(PATCHED, POSITIONS * shape.layers), length, forward, batch),
         ("compare sites", sites * (tried + 2 * n), length, forward, batch),
         ("read concepts", (n + NULL_STATES) * read + 2 * REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
-        ("intervene", _interventions(facts, effort, sites=sites), length, forward, batch),
+        ("intervene", _interventions(facts, effort, sites=sites, layers=shape.layers), length, forward, batch),
         ("ask the probes", 2 * n * len(task.probes), length, forward, batch),
     ]
     if task.verbalise is None and task.concept_recall and (lexicon := len(task.load_lexicon())):
@@ -224,12 +224,13 @@ def _runs(
     return [stage for stage in stages if stage[1]]
 
 
-def _interventions(facts: FactSet, effort: Effort, *, sites: int) -> int:
-    """Return the runs of all interventions, after so many sites were compared."""
+def _interventions(facts: FactSet, effort: Effort, *, sites: int, layers: int) -> int:
+    """Return the runs of all interventions, after so many sites were compared in a model of so many blocks."""
+    behind = min(BEHIND, max(0, layers - 2))
     having = Counter(fact.answer for fact in facts)
     each_its_own = [len(facts) - having[fact.answer] for fact in facts]
     one_an_answer = [len(having) - 1] * len(facts)
-    return max(look_runs(others, effort=effort, sites=sites) for others in (each_its_own, one_an_answer))
+    return max(look_runs(others, effort=effort, sites=sites, behind=behind) for others in (each_its_own, one_an_answer))
 
 
 def _operations(shape: Shape, parameters: int, length: int) -> float:

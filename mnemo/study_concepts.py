@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mnemo.concept_vectors import ConceptTable, ConceptVectors, agrees, ask_concepts, concept_vectors
 from mnemo.errors import MnemoError
+from mnemo.patching import Site, read_stream
 from mnemo.prompts import answer_token, render
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class StudyConcepts:
 
     Attributes:
         table: the concepts and the answer that the model gives for each.
-        vectors: theirs at the waypoint, each without the state of the fact that looks at it.
+        vectors: theirs at the waypoint, or in another layer at its position, each without the state of the fact that
+            looks at it.
         answers: answer token of each recalled fact.
         concepts: row of `table` that each recalled fact was read as; -1 for none.
         rows: place of each recalled fact among them, by fact_id.
@@ -47,7 +49,7 @@ class StudyConcepts:
         return self.table.phrases.index(phrase)
 
     def swap(self, fact_id: str, phrase: str) -> Float[Tensor, " d"]:
-        """Return what takes a fact's state at the waypoint from its own concept to another.
+        """Return what takes a fact's state, where the vectors are, from its own concept to another.
 
         Raises:
             MnemoError: the fact has no concept, or the other one is unknown.
@@ -59,12 +61,13 @@ class StudyConcepts:
         return self.vectors.between(fact, own, other)[0]
 
 
-def study_concepts(study: Study, *, also: Sequence[str] = ()) -> StudyConcepts:
+def study_concepts(study: Study, *, also: Sequence[str] = (), layer: int | None = None) -> StudyConcepts:
     """Collect the concepts of a study.
 
     Args:
         study: what `extract` found.
         also: further phrases; they have no cues, so their vectors come from their own prompts.
+        layer: another layer than the waypoint's for the vectors.
 
     Raises:
         MnemoError: the study has no waypoint, or its task cannot ask about concepts.
@@ -86,6 +89,11 @@ def study_concepts(study: Study, *, also: Sequence[str] = ()) -> StudyConcepts:
         ]
     )
     contributes = torch.where(agrees(answers, concepts, table), concepts, -1)
-    vectors = concept_vectors(study.model, table, study.waypoint.states, contributes, site=study.waypoint.site)
+    site, states = study.waypoint.site, study.waypoint.states
+    if layer is not None and layer != site.layer:
+        site = Site(layer, site.position)
+        prompts = [study.prompt(fact_id) for fact_id in facts["fact_id"]]
+        states = read_stream(study.model, prompts, [site.position])[:, site.layer, 0]
+    vectors = concept_vectors(study.model, table, states, contributes, site=site)
     rows = {fact_id: i for i, fact_id in enumerate(facts["fact_id"])}
     return StudyConcepts(table, vectors, answers, concepts, rows)

@@ -17,6 +17,8 @@ from mnemo.prompts import Prompt
 if TYPE_CHECKING:
     from mnemo.model import Model
 
+STAND_INS = 4  # other concepts put in place of a fact's own, at the most; one alone may happen to give its answer
+
 
 @dataclass(frozen=True)
 class Swaps:
@@ -175,13 +177,16 @@ class TestedFacts:
     def suffice(
         self, targets: Int[Tensor, "fact target"], *, dose: float = 1.0
     ) -> tuple[Float[Tensor, " fact"], Float[Tensor, " fact"]]:
-        """Probability of each answer with the mean state plus the own concept, and plus that of the first target."""
-        rows = (targets[:, 0] >= 0).nonzero()[:, 0]
-        other = self.vectors.seen_by(self.facts[rows], targets[rows, 0])
-        control = torch.full((len(self.facts),), torch.nan)
-        control[rows] = self.place(rows, self.vectors.mean + dose * other, self.answers[rows])[1]
+        """Probability of each answer with the mean state plus the own concept, and plus other concepts: the mean over
+        up to STAND_INS of its targets, NaN without any.
+        """
+        some = targets[:, :STAND_INS]
+        row, place = (some >= 0).nonzero(as_tuple=True)
+        others = self.vectors.seen_by(self.facts[row], some[row, place])
+        control = torch.full(some.shape, torch.nan)
+        control[row, place] = self.place(row, self.vectors.mean + dose * others, self.answers[row])[1]
         everyone = torch.arange(len(self.facts))
-        return self.place(everyone, self.vectors.mean + dose * self.own, self.answers)[1], control
+        return self.place(everyone, self.vectors.mean + dose * self.own, self.answers)[1], control.nanmean(1)
 
 
 def margin(said: Answers) -> Float[Tensor, " row"]:

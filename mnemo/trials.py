@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mnemo.concept_vectors import ConceptTable, ConceptVectors, as_long
 from mnemo.patching import Patch, Site, read_stream
-from mnemo.tested_facts import Draws, Pairs, Swaps, TestedFacts, margin
+from mnemo.tested_facts import STAND_INS, Draws, Pairs, Swaps, TestedFacts, margin
 
 # Random directions beside each swap: so many that a fact which every swap moves, and no direction, is beyond chance
 # (UNLIKELY), after all tests are paid for; so far below FALSE_DISCOVERIES that it still is where one fact in five is
@@ -39,7 +39,8 @@ class Trials:
         direct_top: what it answers when the change of `by_cues` goes straight to the final norm, past all later
             blocks; -1 at positions other than the last, from which nothing goes straight to the answer.
         sufficient: probability of the fact's answer with the mean state plus the concept vector in place of its own.
-        sufficient_control: the same with the vector of its first target: what the rest of the prompt gives away.
+        sufficient_control: the same with the vectors of other concepts, the mean over some of its targets: what the
+            rest of the prompt gives away.
         ablated: probability of the fact's answer without the concept vector.
         ablated_control: the same without a random vector of that norm.
         swap_effect: drop of logit(answer) - logit(predicted answer) under the swap.
@@ -154,7 +155,7 @@ def trial_runs(targets: int, *, random: int) -> int:
     effects = 2  # what the fact and what the other cue answers
     direct = without_answer = whole = 1
     final_state = 1  # which `direct` starts from
-    sufficient, ablated = 2, 2  # each with its control
+    sufficient, ablated = 1 + min(targets, STAND_INS), 2  # each with its control
     same_concept, same_answer = 1, RIVALS * (1 + WITNESSES)
     once = final_state + sufficient + ablated + same_concept + same_answer
     return (swaps + effects + direct + without_answer + whole) * targets + once
@@ -187,7 +188,7 @@ def run_dosed_swaps(
 
 def dosed_runs(targets: int, *, random: int) -> int:
     """Return the runs that `run_dosed_swaps` takes for one fact with so many targets at one dose, at the most."""
-    swaps, sufficient = 2 * (1 + random), 2  # as in `trial_runs`
+    swaps, sufficient = 2 * (1 + random), 1 + min(targets, STAND_INS)  # as in `trial_runs`
     return swaps * targets + sufficient
 
 

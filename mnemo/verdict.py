@@ -49,7 +49,7 @@ def weigh(trials: Trials, recall: Float[Tensor, " fact"]) -> pd.DataFrame:
         random_flips: share of random directions that change the answer at all.
         prompt_swap, prompt_control: as `swap_success` and `swap_control`, with vectors from the concepts' own prompts.
         sufficiency: probability of the answer with the mean state plus the concept vector in place of the state.
-        sufficiency_control: the same with another concept's vector.
+        sufficiency_control: the same with other concepts' vectors, the mean over some of them.
         ablation_drop: probability lost when the concept vector is taken away.
         ablation_control: the same with a random vector of that norm.
         same_concept: probability of the answer when another cue of the same concept stands in for the concept's
@@ -231,7 +231,7 @@ def unsettled(evidence: pd.DataFrame, *, tests: int) -> Bool[np.ndarray, " fact"
         evidence: as `weigh` gives it.
         tests: by how many its p-values will be multiplied.
     """
-    return ~(carried(evidence) & (evidence["p_value"] * tests < BEYOND_DOUBT)).to_numpy()
+    return ~shown(evidence, tests=tests).to_numpy()
 
 
 def with_doses(evidence: pd.DataFrame, dosed: pd.DataFrame, *, looks: int) -> pd.DataFrame:
@@ -240,7 +240,7 @@ def with_doses(evidence: pd.DataFrame, dosed: pd.DataFrame, *, looks: int) -> pd
     Args:
         evidence: as `weigh` gives it.
         dosed: as `weigh_doses` gives it, for facts looked at more closely, with the labels that they have in
-            `evidence`.
+            `evidence`; it may have more columns.
         looks: how often a fact may be swapped in all, the first time and at every dose of every closer look. All facts
             pay for that in `p_value` (Bonferroni), those too that had no need of it; it is the smaller one of both.
     """
@@ -258,10 +258,19 @@ def undecided(evidence: pd.DataFrame, *, tests: int) -> Bool[np.ndarray, " fact"
         evidence: as `with_doses` gives it.
         tests: by how many its p-values will be multiplied.
     """
-    shown = carried(evidence) & (evidence["p_value"] * tests < BEYOND_DOUBT)
     suffices = _above(evidence, "sufficiency") > MOVED
     hardly = evidence[["swap_success", "prompt_swap"]].max(axis=1) < UNTOUCHED
-    return (~(shown | _untouched(evidence)) & (suffices | hardly)).to_numpy()
+    return open_still(evidence, tests=tests) & (suffices | hardly).to_numpy()
+
+
+def open_still(evidence: pd.DataFrame, *, tests: int) -> Bool[np.ndarray, " fact"]:
+    """Return which facts are neither shown to go through a concept nor untouched by it; arguments as in `undecided`."""
+    return ~(shown(evidence, tests=tests) | _untouched(evidence)).to_numpy()
+
+
+def shown(evidence: pd.DataFrame, *, tests: int) -> pd.Series:
+    """Say which facts are shown beyond doubt to go through their concept; arguments as in `undecided`."""
+    return carried(evidence) & (evidence["p_value"] * tests < BEYOND_DOUBT)
 
 
 def carried(evidence: pd.DataFrame) -> pd.Series:
@@ -285,7 +294,8 @@ def _above(evidence: pd.DataFrame, name: str) -> pd.Series:
 def swaps_in_words(row: pd.Series) -> str:
     """Write how often a fact's swaps work, random directions in brackets, in the closest look at it.
 
-    Of the two sorts of vectors the one that does more above its control speaks; a dash where none was tried.
+    Of the two sorts of vectors the one that does more above its control speaks; a dash where none was tried. A layer is
+    named where that look was behind the waypoint.
     """
     if pd.isna(row.get("swap_success")):
         return "-"
@@ -293,8 +303,10 @@ def swaps_in_words(row: pd.Series) -> str:
     cues, prompts = (tuple(row[column] for column in _EFFECTS[name][closer]) for name in ("swap", "prompt_swap"))
     by_prompts = prompts[0] - prompts[1] > cues[0] - cues[1]
     effect, control = prompts if by_prompts else cues
-    dose = f" at dose {row['dose']:g}" if closer else ""
-    return f"{effect:.2f} ({control:.2f}){' by prompts' if by_prompts else ''}{dose}"
+    where = f" at dose {row['dose']:g}" if closer else ""
+    if closer and row["dosed_layer"] != row["layer"]:
+        where += f", layer {row['dosed_layer']:.0f}"
+    return f"{effect:.2f} ({control:.2f}){' by prompts' if by_prompts else ''}{where}"
 
 
 def _untouched(evidence: pd.DataFrame) -> pd.Series:
@@ -337,7 +349,7 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
 
     mnemonic: swaps move the answer as predicted, with vectors from cues or from the concepts' own prompts, the concept
     suffices for it, and vectors from prompts do move it (the second hop is the one that the concept's prompt uses);
-    all that in the first trials or, where there was a closer look, in that one, at its clearest dose.
+    all that in the first trials or, where there was a closer look, in that one, at its clearest dose and layer.
     shared-intermediate: all but the last. (Where most cues of a concept do other things beside evoking it, the vectors
     of cues are useless, and those of prompts are not.) Where the concept was edited (`mnemo.editing.edit_test`),
     whether the fact follows decides that last question instead: an edit tests the second hop itself.

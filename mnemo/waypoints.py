@@ -36,6 +36,7 @@ SEEN = 3  # facts that must be moved by swaps, where the mean over all facts doe
 # Where the same facts are moved at earlier clear sites (nearly all: SAME_FACTS), the concept stood there already, and
 # the clearest of them counts; the last of the clearest, where they differ by chance alone (ALIKE).
 STILL_WORKS, AS_CLEAR, SAME_FACTS, ALIKE = 0.5, 0.9, 0.98, 0.98
+BEHIND = 2  # later sites, at the most, at which facts are looked at that the waypoint leaves open
 
 CANDIDATE_COLUMNS = [
     "layer", "position", "share", "swap", "control", "leakage", "sufficiency", "score", "moved", "decided", "legible",
@@ -68,6 +69,19 @@ class Waypoint:
         """
         (chosen,) = self.candidates[self.candidates["chosen"]].to_dict("records")
         return float(chosen["score"]) >= UNTOUCHED or float(chosen["moved"]) >= SEEN
+
+    @property
+    def behind(self) -> list[Site]:
+        """Later layers at its position at which swaps were seen to work still, spread over those that were tried.
+
+        A few facts have their concept taken up, or put there, a block later than the others. None at the last
+        position, where swaps come to move the answer itself.
+        """
+        if self.site.position == -1 or not self.swaps_work:
+            return []
+        there = self.candidates[_still_works(self.candidates) & (self.candidates["position"] == self.site.position)]
+        layers = sorted(int(layer) for layer in there["layer"] if layer > self.site.layer)
+        return _spread([Site(layer, self.site.position) for layer in layers], BEHIND)
 
     @property
     def tried(self) -> int:
@@ -252,11 +266,11 @@ def choose_site(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " f
     def site_of(row: pd.Series) -> Site:
         return Site(int(row["layer"]), int(row["position"]))
 
-    ranking = candidates["score"].astype(float).fillna(0.0)
-    if not ranking.max() > 0:
+    works = _still_works(candidates)
+    if not works.any():
         return site_of(candidates.loc[candidates["share"].fillna(0.0).idxmax()])
     clarity = candidates["decided"].astype(float) * candidates["legible"].astype(float).fillna(1.0)
-    working = candidates.assign(clarity=clarity)[ranking >= STILL_WORKS * ranking.max()]
+    working = candidates.assign(clarity=clarity)[works]
     clear = working[working["clarity"] >= AS_CLEAR * working["clarity"].max()]
     clear = before if len(before := clear[clear["position"] < -1]) else clear
     last = moved[site_of(clear.sort_values(["layer", "score"], kind="stable").iloc[-1])]
@@ -268,3 +282,9 @@ def choose_site(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " f
     alike = clear[[as_at_the_last(row) for _, row in clear.iterrows()]]
     clearest = alike[alike["clarity"] >= ALIKE * alike["clarity"].max()]
     return site_of(clearest.sort_values(["layer", "clarity"], kind="stable").iloc[-1])
+
+
+def _still_works(candidates: pd.DataFrame) -> pd.Series:
+    """Say at which sites swaps do at least half of what they do at the best one, if that is anything."""
+    ranking = candidates["score"].astype(float).fillna(0.0)
+    return (ranking > 0) & (ranking >= STILL_WORKS * ranking.max())

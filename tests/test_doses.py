@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,8 @@ import torch
 from mnemo.concept_vectors import ConceptVectors
 from mnemo.doses import CURVES, dose_curves
 from mnemo.errors import MnemoError
-from mnemo.patching import Site
+from mnemo.patching import Patch, Site, ask, read_stream
+from mnemo.study_concepts import study_concepts
 from mnemo.tested_facts import Draws
 from mnemo.trials import RESAMPLED, resampled
 
@@ -53,6 +56,21 @@ def test_at_dose_one_the_curves_are_what_the_verdict_says(compiled_study, doses)
     assert others["concept"].ne(row["concept"]).all() and others["predicted"].isna().all()
     drop = row["recall_probability"] - others["p_own"].iloc[:RESAMPLED].mean()
     assert drop == pytest.approx(row["resample_drop"], abs=1e-5) and drop > 0.9
+
+
+def test_the_curves_of_a_fact_are_where_the_closest_look_at_it_was(compiled_study):
+    study, world, _ = compiled_study
+    fact_id, layer = first(world, "mnemonic"), study.waypoint.site.layer + 1
+    elsewhere = replace(study, table=study.table.assign(dosed_layer=float(layer)))
+    doses = dose_curves(elsewhere, fact_id, doses=(1,))
+    assert (doses["layer"] == layer).all()
+    known, site = study_concepts(study, layer=layer), Site(layer, study.waypoint.site.position)
+    prompt, swap = study.prompt(fact_id), at(doses, "swap", 1)
+    state = read_stream(study.model, [prompt], [site.position])[:, layer, 0]
+    for phrase, says in zip(swap["concept"], swap["says"], strict=True):
+        patch = Patch(site, state + known.swap(fact_id, phrase))
+        top = ask(study.model, [prompt], torch.empty(1, 0).long(), patch=patch).top
+        assert study.model.tokens.word(int(top)) == says
 
 
 def test_other_facts_concepts_move_what_goes_through_its_concept_alone(compiled_study):

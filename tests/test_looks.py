@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -15,10 +16,11 @@ from mnemo.looks import Effort, look_at, look_runs
 from mnemo.organisms.compiled import compile_organism
 from mnemo.organisms.folder import write_folder
 from mnemo.organisms.world import WorldConfig, build_world
+from mnemo.study import Study
 from mnemo.study_concepts import study_concepts
-from mnemo.tested_facts import TestedFacts
+from mnemo.tested_facts import STAND_INS, TestedFacts
 from mnemo.trials import directions_beside, run_dosed_swaps, run_trials
-from mnemo.verdict import undecided, unsettled, weigh, weigh_doses, with_doses
+from mnemo.verdict import open_still, shown, undecided, unsettled, weigh, weigh_doses, with_doses
 from tests.lexicon import PHRASES
 
 EFFORT = Effort(targets=4, doses=(0.75, 1.0), dosed_targets=4, open_targets=4)
@@ -26,22 +28,31 @@ SITES, FEWEST = 3, 4
 
 
 @pytest.fixture(scope="module")
-def tested(tmp_path_factory) -> TestedFacts:
-    """Facts that swaps move now and then, as every second concept has no vector, and a few that they never move."""
+def study(tmp_path_factory) -> Study:
     folder = tmp_path_factory.mktemp("half")
     world = build_world(
         WorldConfig(concepts=12, cues_per_concept=2, decoys=2, idles=2, rotes=2, frees=0, seed=5), PHRASES
     )
     write_folder(folder, world, *compile_organism(world), name="half")
-    study = extract(folder, quick=True, progress=False)
-    known = study_concepts(study)
+    return extract(folder, quick=True, progress=False)
+
+
+def facts_in(study: Study, layer: int | None = None) -> TestedFacts:
+    known = study_concepts(study, layer=layer)
     facts = (known.concepts >= 0).nonzero()[:, 0]
     prompts = [study.prompt(fact_id) for fact_id in known.rows]
-    answers, concepts = known.answers[facts], known.concepts[facts]
-    gone = (torch.arange(len(known.table)) % 2 == 1)[:, None]
-    spoiled = {name: getattr(known.vectors, name).masked_fill(gone, 0.0) for name in ("vectors", "from_prompts")}
-    vectors = replace(known.vectors, **spoiled)
-    return TestedFacts(study.model, prompts, facts, answers, concepts, known.table, vectors)
+    return TestedFacts(
+        study.model, prompts, facts, known.answers[facts], known.concepts[facts], known.table, known.vectors
+    )
+
+
+@pytest.fixture(scope="module")
+def tested(study) -> TestedFacts:
+    """Facts that swaps move now and then, as every second concept has no vector, and a few that they never move."""
+    whole = facts_in(study)
+    gone = (torch.arange(len(whole.table)) % 2 == 1)[:, None]
+    spoiled = {name: getattr(whole.vectors, name).masked_fill(gone, 0.0) for name in ("vectors", "from_prompts")}
+    return replace(whole, vectors=replace(whole.vectors, **spoiled))
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +104,48 @@ def test_no_looks_take_more_runs_than_was_said(tested, targets, most):
     recall, fewest = torch.ones(len(others)), int(others.min())
     with counted_forwards(tested.model) as count:
         look_at(tested, few, recall, effort=EFFORT, sites=SITES, fewest=fewest, seed=0)
-    said = look_runs(others.tolist(), effort=EFFORT, sites=SITES)
+    said = look_runs(others.tolist(), effort=EFFORT, sites=SITES, behind=0)
     assert count.prompts <= said <= 3 * count.prompts
+
+
+def test_what_is_open_is_looked_at_in_later_layers_which_count_if_they_settle_it(study, targets):
+    """In the first layer the concept is half there, in the second all of it, and in the third swaps do nothing."""
+    tested, later, useless = (facts_in(study, layer) for layer in (1, 2, 3))
+    recall = torch.ones(len(tested.facts))
+    look = partial(look_at, tested, targets, recall, effort=EFFORT, sites=SITES, fewest=FEWEST, seed=0)
+    found, again = look(), look(behind=[useless, later])
+    open_, settled = open_still(found, tests=SITES), (again["dosed_layer"] == 2).to_numpy()
+    assert settled.any() and not (settled & ~open_).any()
+    pd.testing.assert_frame_equal(again[~settled], found[~settled])
+    assert shown(again, tests=SITES)[settled].all()
+
+    beside = directions_beside(4, tests=EFFORT.tests(SITES), least=1)
+    for row in open_.nonzero()[0].tolist():
+        one = later.only(torch.tensor([row]))
+        swaps = weigh_doses(run_dosed_swaps(one, targets[[row], :4], doses=EFFORT.doses, seed=2, random=beside))
+        first = found.loc[[row], [c for c in found if not c.startswith("dose")]].reset_index(drop=True)
+        first["p_value"] = 1.0
+        expected = with_doses(first, swaps, looks=EFFORT.looks)
+        assert shown(expected, tests=SITES)[0] == settled[row]
+        if settled[row]:
+            same = ["dose", "dosed_swap", "dosed_prompt_swap", "dosed_sufficiency", "dosed_control", "strength"]
+            pd.testing.assert_frame_equal(
+                again.loc[[row], same].reset_index(drop=True), expected[same], check_dtype=False, atol=1e-5
+            )
+
+
+def test_a_stand_in_is_the_mean_over_some_other_concepts(tested, targets):
+    """Against one at a time."""
+    own, others = tested.suffice(targets, dose=0.75)
+    vectors = tested.vectors
+    for row in range(0, len(own), 5):
+        fact, said = tested.facts[[row]], []
+        for concept in [tested.concepts[row], *targets[row, :STAND_INS]]:
+            state = vectors.mean + 0.75 * vectors.seen_by(fact, concept[None])
+            said.append(tested.place(torch.tensor([row]), state, tested.answers[[row]])[1].item())
+        assert own[row].item() == pytest.approx(said[0], abs=1e-5)
+        assert others[row].item() == pytest.approx(sum(said[1:]) / STAND_INS, abs=1e-5)
+    assert tested.suffice(torch.full_like(targets, -1))[1].isnan().all()
 
 
 def test_without_doses_there_is_one_look(tested, targets):
