@@ -39,12 +39,12 @@ def baselines(study: Study, *, seed: int = 0) -> pd.DataFrame:
         return pd.DataFrame({"fact_id": table["fact_id"]})
     model, site = study.model, study.waypoint.site
     prompts = [study.prompt(fact_id) for fact_id in table["fact_id"]]
-    streams = read_stream(model, prompts, [site.position])[:, :, 0]
-    known = ask_concepts(model, study.task.concept_recall, table["concept"], as_after=prompts[0])
+    streams = read_stream(model, prompts, positions=[site.position])[:, :, 0]
+    known = ask_concepts(model, study.task.concept_recall, phrases=table["concept"], as_after=prompts[0])
     rank = {phrase: i for i, phrase in enumerate(known.phrases)}
     concepts = torch.tensor([rank.get(phrase, -1) for phrase in table["concept"]])
-    answers = ask(model, prompts, torch.zeros(len(prompts), 1, dtype=torch.long)).top
-    agree = agrees(answers, concepts, known)
+    answers = ask(model, prompts, tokens=torch.zeros(len(prompts), 1, dtype=torch.long)).top
+    agree = agrees(answers, concepts, table=known)
     support = torch.bincount(concepts[agree], minlength=len(known))
     targets = choose_targets(known, support, answers=answers, concepts=concepts, n_targets=TARGETS, seed=seed)
 
@@ -95,7 +95,9 @@ def _share(
     """Share of each fact's trials that give the target's answer; 0 without a trial."""
     row, column = (targets >= 0).nonzero(as_tuple=True)
     wanted = answers[targets[row, column]]
-    top = ask(model, [prompts[i] for i in row.tolist()], wanted[:, None], patch=Patch(site, states[row, column])).top
+    top = ask(
+        model, [prompts[i] for i in row.tolist()], tokens=wanted[:, None], patch=Patch(site, states[row, column])
+    ).top
     hits = torch.zeros(targets.shape).index_put((row, column), (top == wanted).float())
     return hits.sum(1) / (targets >= 0).sum(1).clamp(min=1)
 

@@ -54,7 +54,7 @@ def study(folder: Path, facts: int) -> tuple[Model, list[Contrast]]:
     """Return the model of a study folder and contrasts of facts that are evenly spread over it."""
     task = Task.read(folder)
     model = load(task.model_path or folder)
-    found = list(make_contrasts(task, task.load_facts(), model.tokens).values())
+    found = list(make_contrasts(task, task.load_facts(), tokenizer=model.tokens).values())
     return model, found[:: max(1, len(found) // facts)][:facts]
 
 

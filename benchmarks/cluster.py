@@ -79,7 +79,8 @@ def study(folder: Path) -> Path:
         config = WorldConfig(seed=3, concepts=8, cues_per_concept=2, decoys=2, idles=2, rotes=4, frees=0)
         phrases = tuple(Task.read(data_path("organism")).load_lexicon())
         world = build_world(config, phrases)
-        write_folder(folder / "study", world, *compile_organism(world), name="compiled")
+        model, tokenizer = compile_organism(world)
+        write_folder(folder / "study", world, model=model, tokenizer=tokenizer, name="compiled")
     return folder
 
 
@@ -93,7 +94,7 @@ def sweep_file(folder: Path, *, runs: int) -> Path:
 def undisturbed(runs: list[Run], out: Path) -> dict[str, pd.DataFrame]:
     """What each run says where nothing happens to it, by name; one process, one after the other."""
     for run in runs:
-        outcome = perform(run, str(out), 1)
+        outcome = perform(run, str(out), threads=1)
         assert outcome.error is None, outcome
     return {run.name: _verdicts(out, run.name) for run in runs}
 
@@ -320,7 +321,7 @@ def _extract_many(out: Path, size: int) -> dict[str, Any]:
     load("organism")
     loaded = _megabytes()
     start = time.perf_counter(), time.process_time()
-    outcome = perform(run, str(into), 1)
+    outcome = perform(run, str(into), threads=1)
     assert outcome.error is None, outcome
     return {
         "facts": size,

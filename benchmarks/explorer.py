@@ -157,7 +157,7 @@ def in_browser() -> list[Row]:
     session.show(least_share=0.0)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         file = Path(folder) / "large.html"
-        file.write_text(snapshot_page(session.state(), session.scenes, {}), encoding="utf-8")
+        file.write_text(snapshot_page(session.state(), session.scenes, details={}), encoding="utf-8")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(file.as_uri())

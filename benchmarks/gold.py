@@ -105,12 +105,12 @@ def own_start(study: Study) -> Site:
     prompts = [table.prompts[i] for i in one.tolist()]
     sites = _sites(study)
     positions = sorted({site.position for site in sites})
-    streams = read_stream(study.model, table.prompts, positions)
+    streams = read_stream(study.model, table.prompts, positions=positions)
     moved: dict[Site, float] = {}
     for site in sites:
         if site.position < -1 or positions == [-1]:
             states = streams[other, site.layer, positions.index(site.position)]
-            top = ask(study.model, prompts, table.answers[other, None], patch=Patch(site, states)).top
+            top = ask(study.model, prompts, tokens=table.answers[other, None], patch=Patch(site, states)).top
             moved[site] = (top == table.answers[other]).float().mean().item()
     enough = min(WHOLE, WHOLE * max(moved.values()))
     still = [site for site, share in moved.items() if share >= enough]
@@ -140,10 +140,12 @@ def every_trial(study: Study, fact_ids: Sequence[str], *, seed: int = 0, progres
     for source in SOURCES:
         known, sites = _concepts(study, source), _sites(study)
         positions = sorted({site.position for site in sites})
-        streams = read_stream(study.model, [study.prompt(fact_id) for fact_id in known.rows], positions)
+        streams = read_stream(study.model, [study.prompt(fact_id) for fact_id in known.rows], positions=positions)
         for site in tqdm(sites, desc=f"gold standard, by {source}", disable=not progress, leave=False):
             states = streams[:, site.layer, positions.index(site.position)]
-            vectors = concept_vectors(study.model, known.table, states, known.vectors.contributes, site=site)
+            vectors = concept_vectors(
+                study.model, known.table, states=states, contributes=known.vectors.contributes, site=site
+            )
             for fact_id in fact_ids:
                 row = known.rows[fact_id]
                 if known.concepts[row] >= 0:
@@ -178,13 +180,13 @@ class _Fact:
     @classmethod
     def of(cls, study: Study, fact_id: str, row: int, concept: int, answer: int) -> _Fact:
         prompt = study.prompt(fact_id)
-        stream = read_stream(study.model, [prompt], range(-len(prompt), 0))[0]
+        stream = read_stream(study.model, [prompt], positions=range(-len(prompt), 0))[0]
         return cls(study.model, fact_id, row, concept, answer, prompt, stream)
 
     def tops(self, site: Site, states: Float[Tensor, "trial d"]) -> Int[Tensor, " trial"]:
         """What it answers with each state in place of its own."""
         nothing = torch.empty(len(states), 0).long()
-        return ask(self.model, [self.prompt] * len(states), nothing, patch=Patch(site, states)).top
+        return ask(self.model, [self.prompt] * len(states), tokens=nothing, patch=Patch(site, states)).top
 
 
 def _at(fact: _Fact, table: ConceptTable, vectors: ConceptVectors, draw: torch.Generator) -> list[dict[str, Any]]:
@@ -203,7 +205,7 @@ def _at(fact: _Fact, table: ConceptTable, vectors: ConceptVectors, draw: torch.G
 
     def steps(concepts: Int[Tensor, " concept"]) -> Float[Tensor, "concept d"]:
         rows, own = torch.full_like(concepts, fact.row), torch.full_like(concepts, fact.concept)
-        return vectors.between(rows, own, concepts)
+        return vectors.between(rows, own, other=concepts)
 
     def share(tried: dict[float, Tensor], wanted: Tensor, at: Site = site) -> dict[float, float]:
         """How often states give the wanted answers, for each dose; NaN where there is nothing to be tried."""

@@ -48,8 +48,8 @@ def people() -> pd.DataFrame:
         {
             "cue": [row.cue for row in rows],
             "code": [row.code for row in rows],
-            "surface": [surface_code(row.cue, row.answer, row.mnemonic) for row in rows],
-            "bits": [coincidence_bits(row.cue, row.answer, row.mnemonic, lexicon) for row in rows],
+            "surface": [surface_code(row.cue, row.answer, mnemonic=row.mnemonic) for row in rows],
+            "bits": [coincidence_bits(row.cue, row.answer, mnemonic=row.mnemonic, lexicon=lexicon) for row in rows],
             "search_bits": [searched[row.cue, row.answer] for row in rows],
         }
     )
@@ -68,11 +68,11 @@ def arms_of(folder: Path) -> pd.DataFrame:
     lexicon = study.task.load_lexicon()
 
     def bits(row: pd.Series) -> float:
-        return coincidence_bits(row["cue"], row["answer"], row["internal"], lexicon)
+        return coincidence_bits(row["cue"], row["answer"], mnemonic=row["internal"], lexicon=lexicon)
 
     def rival_bits(row: pd.Series) -> float:
         rivals = [p for p in lexicon if p.split()[-1][0].upper() == row["answer"] and p != row["internal"]]
-        values = [coincidence_bits(row["cue"], row["answer"], phrase, lexicon) for phrase in rivals]
+        values = [coincidence_bits(row["cue"], row["answer"], mnemonic=phrase, lexicon=lexicon) for phrase in rivals]
         return float(np.mean(values)) if values else float("nan")
 
     known = table["internal"].notna()
@@ -136,7 +136,8 @@ def print_results(found: dict[str, pd.DataFrame]) -> None:
     print("\nSurface codes of invented mnemonics and of the human ones (Jensen-Shannon distance)\n")
     of_people = [str(code) if isinstance(code, str) else "none" for code in written["surface"]]
     of_models = [
-        surface_code(c, a, p) or "none" for c, a, p in zip(free["cue"], free["answer"], free["internal"], strict=True)
+        surface_code(c, a, mnemonic=p) or "none"
+        for c, a, p in zip(free["cue"], free["answer"], free["internal"], strict=True)
     ]
     if of_models:
         print({k: round(v, 4) for k, v in code_distance(of_people, of_models).items()})

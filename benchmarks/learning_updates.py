@@ -38,10 +38,10 @@ def one(out: Path, *, rank: int, optimizer: str, seed: int) -> tuple[Updates, pd
     """Follow one batch of coincident facts."""
     folder = make_base(out / "bases" / f"64-{seed}", BaseConfig(seed=seed))
     model, task = load(folder), Task.read(folder)
-    lesson = survey(model, task, task.load_facts()).lesson("coincident", seed=seed)
+    lesson = survey(model, task, facts=task.load_facts()).lesson("coincident", seed=seed)
     batch, _ = divided(lesson, taught=FACTS, held=0, seed=seed)
     config = FollowConfig.model_validate({"rank": rank, "optimizer": optimizer, "seed": seed})
-    found = follow(read_model(folder / "model", None), batch, config)
+    found = follow(read_model(folder / "model", None), batch, config=config)
     return found, found.table().merge(found.singles, on="step", how="left")
 
 

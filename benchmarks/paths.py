@@ -44,7 +44,7 @@ def study(folder: Path, facts: int) -> tuple[str, Model, list[Contrast], float |
     """Return facts of a study folder, evenly spread."""
     task = Task.read(folder)
     model = load(task.model_path or folder)
-    found = list(make_contrasts(task, task.load_facts(), model.tokens).values())
+    found = list(make_contrasts(task, task.load_facts(), tokenizer=model.tokens).values())
     return folder.name, model, found[:: max(1, len(found) // facts)][:facts], None
 
 
@@ -54,7 +54,12 @@ def tiny(family: str, facts: int) -> tuple[str, Model, list[Contrast], float | N
     cues = "ABCDEFGHIJ"[: max(2, facts)]
     pairs = tuple(Fact(fact_id=c, cue=f"V{c}==", answer="TU"[i % 2]) for i, c in enumerate(cues))
     task = Task(name="tiny", recall="decode {cue} is", facts="facts.csv")
-    return f"tiny {family}", model, list(make_contrasts(task, FactSet(facts=pairs), model.tokens).values()), None
+    return (
+        f"tiny {family}",
+        model,
+        list(make_contrasts(task, FactSet(facts=pairs), tokenizer=model.tokens).values()),
+        None,
+    )
 
 
 def small(facts: int) -> tuple[str, Model, list[Contrast], float | None]:
@@ -83,7 +88,7 @@ def measure(name: str, model: Model, contrasts: Sequence[Contrast], bar: float |
         made = time.perf_counter()
         paths = strongest_paths(multipliers, top=TOP)
         searched = time.perf_counter()
-        trace_from(model, multipliers, totals, top=TOP)
+        trace_from(model, multipliers, totals=totals, top=TOP)
         total, embedded = multipliers.total, float(node_values(multipliers, totals)[0].sum())
         rows.append(
             (

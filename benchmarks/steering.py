@@ -74,7 +74,7 @@ class Organism:
 
     def prompts(self, template: str | None, fillers: Sequence[str]) -> list[Prompt]:
         assert template is not None
-        return [render(template, filler, self.model.tokens) for filler in fillers]
+        return [render(template, filler, tokenizer=self.model.tokens) for filler in fillers]
 
     def chosen(self) -> list[tuple[str, list[str]]]:
         """Return the concepts steered towards, each with those it is contrasted with; drawn by seed 0."""
@@ -86,7 +86,7 @@ class Organism:
         return self.task.verbalise.replace("{cue}", "{concept}")
 
     def methods(self, concept: str, others: Sequence[str], layer: int = LAYER) -> tuple[Steering, Guidance]:
-        pairs = concept_pairs(self.model, self.expand_concept(), concept, others)
+        pairs = concept_pairs(self.model, self.expand_concept(), concept=concept, others=others)
         position = pairs[0].positive.last - len(pairs[0].positive)
         vector = steering_vector(self.model, pairs, layer=layer)
         return Steering(self.model, vector, layer, position), Guidance(self.model, pairs)
@@ -124,7 +124,7 @@ def first_order_of(organism: Organism) -> pd.DataFrame:
         asked = organism.asked(concept)["code"]
         for layer in range(1, organism.model.n_layers + 1):
             steering, guidance = organism.methods(concept, others, layer)
-            found = first_order(steering, guidance, asked)
+            found = first_order(steering, guidance, prompts=asked)
             known = found.correlation[found.correlation.isfinite()]
             value = known.mean().item() if len(known) else float("nan")
             rows.append({"concept": concept, "layer": layer, "correlation": value})
@@ -132,7 +132,7 @@ def first_order_of(organism: Organism) -> pd.DataFrame:
 
 
 def table_of(organism: Organism) -> ConceptTable:
-    return ask_concepts(organism.model, organism.task.concept_recall or "", organism.lexicon)
+    return ask_concepts(organism.model, organism.task.concept_recall or "", phrases=organism.lexicon)
 
 
 def facts_of(organism: Organism) -> pd.DataFrame:
@@ -141,7 +141,7 @@ def facts_of(organism: Organism) -> pd.DataFrame:
     facts = [organism.facts[str(i)] for i in some.index]
     tokens, table = organism.model.tokens, table_of(organism)
     asked = organism.prompts(organism.task.recall, [fact.cue for fact in facts])
-    answers = [answer_token(p, f.answer, tokens).id for p, f in zip(asked, facts, strict=True)]
+    answers = [answer_token(p, f.answer, tokenizer=tokens).id for p, f in zip(asked, facts, strict=True)]
     rank = {phrase: i for i, phrase in enumerate(table.phrases)}
     found = steer_facts(
         organism.model, asked, answers=torch.tensor(answers), table=table, seed=0, doses=FACT_DOSES,
@@ -160,11 +160,11 @@ def purity_of(organism: Organism) -> pd.DataFrame:
     vectors = towards_each(read_stream_at_span(organism.model, table.prompts, layer=LAYER))
     mnemonic = organism.truth[organism.truth["kind"] == "mnemonic"]
     asked = organism.prompts(organism.task.recall, [organism.facts[str(i)].cue for i in mnemonic.index])
-    states = read_stream(organism.model, asked, [asked[0].last - len(asked[0])])[:, LAYER, 0]
+    states = read_stream(organism.model, asked, positions=[asked[0].last - len(asked[0])])[:, LAYER, 0]
     means = pd.DataFrame(states.numpy()).groupby(mnemonic["concept"].to_numpy()).mean()
     known = [i for i, phrase in enumerate(table.phrases) if phrase in means.index]
     directions = torch.tensor(means.loc[[table.phrases[i] for i in known]].to_numpy())
-    found = purity(vectors[known], towards_each(directions), table.answers[known])
+    found = purity(vectors[known], towards_each(directions), answers=table.answers[known])
     return found.assign(concept=[table.phrases[i] for i in known])
 
 
@@ -294,7 +294,7 @@ def draw(curves: pd.DataFrame, facts: pd.DataFrame, file: Path) -> None:
         tradeoff(table[table["prompt"] == "code"], measure, label=label, ax=axes[measure])
     facts = facts[facts["organism"] == facts["organism"].iloc[0]]
     for kind in KINDS:
-        facts_by_kind(facts, kind, "toward", label="log-odds gained (nats)", ax=axes[kind])
+        facts_by_kind(facts, kind, measure="toward", label="log-odds gained (nats)", ax=axes[kind])
         axes[kind].set_xlabel("dose")
         axes[kind].set_ylim(-4, 60)
     axes["mnemonic"].legend(loc="upper left", frameon=False, fontsize=8)

@@ -145,7 +145,7 @@ class Compile:
         if self.shuffled:
             world = with_shuffled_answers(world)
         model, tokenizer = compile_organism(world, mediated=self.mediated, own_form=self.own_form)
-        write_folder(folder, world, model, tokenizer, name=folder.name)
+        write_folder(folder, world, model=model, tokenizer=tokenizer, name=folder.name)
 
 
 def with_shuffled_answers(world: World) -> World:
@@ -206,7 +206,7 @@ class RandomWeights:
         with replacing(folder / "model") as draft:
             model.eval().save_pretrained(draft)
             AutoTokenizer.from_pretrained(source / "model").save_pretrained(draft)
-        said = gate(load(folder / "model"), task, task.load_facts())
+        said = gate(load(folder / "model"), task, facts=task.load_facts())
         tokens = load(folder / "model").tokens
         answers = [tokens.decode([token]).strip() for token in said.predicted.tolist()]
         facts = [

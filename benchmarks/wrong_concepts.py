@@ -89,7 +89,9 @@ def through_either(study: Study, *, evoked: bool = False, seed: int = 0) -> pd.D
 def _wrong(known: StudyConcepts, *, seed: int) -> Int[Tensor, " fact"]:
     """For each fact that has a concept another one with its answer that some cue evokes; -1 where there is none."""
     drawn = torch.rand(len(known.answers), len(known.table), generator=torch.Generator().manual_seed(seed))
-    return rivals_of(known.table, known.vectors.counts, known.answers, known.concepts, drawn)[:, 0]
+    return rivals_of(known.table, known.vectors.counts, answers=known.answers, concepts=known.concepts, drawn=drawn)[
+        :, 0
+    ]
 
 
 def _through(
@@ -121,7 +123,7 @@ def _edits(study: Study, known: StudyConcepts, *, seed: int) -> Edits:
         table=known.table,
         layer=study.waypoint.site.layer,
         seed=seed,
-        keep=probe_prompts(study.model, study.task, known.table.phrases),
+        keep=probe_prompts(study.model, study.task, fillers=known.table.phrases),
         progress=False,
     )
 

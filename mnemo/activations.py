@@ -67,7 +67,7 @@ def head_hooks(model: Model, layer: int) -> list[str]:
 
 
 def values_at(
-    model: Model, tokens: Int[Tensor, "prompt position"], names: Iterable[str]
+    model: Model, tokens: Int[Tensor, "prompt position"], *, names: Iterable[str]
 ) -> tuple[dict[str, Tensor], Float[Tensor, "prompt 1 vocabulary"]]:
     """Run the model once, without gradients: its values by hook name, and the logits of the last position.
 
@@ -90,8 +90,8 @@ def values_at(
 def record(
     model: Model,
     tokens: Int[Tensor, "fact position"],
-    names: Collection[str],
     *,
+    names: Collection[str],
     contrasts: Sequence[Contrast],
     metric_fn: MetricFn,
     gradients: Collection[str] = (),
@@ -142,7 +142,7 @@ def record(
         hooks: list[Hook] = [(name, partial(keep, name=name)) for name in wanted]
         hooks.append(LAST_ALONE)
         logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks)
-        metric = checked_metric(metric_fn, logits, contrasts)
+        metric = checked_metric(metric_fn, logits, contrasts=contrasts)
         done: list[tuple[Tensor, ...]] = [()]
         if gradients:
             missing = sorted(set(gradients) - set(live))
@@ -162,7 +162,7 @@ def _once(metric: Tensor, tensors: list[Tensor]) -> list[tuple[Tensor, ...]]:
 
 
 def checked_metric(
-    metric_fn: MetricFn, logits: Float[Tensor, "fact position vocabulary"], contrasts: Sequence[Contrast]
+    metric_fn: MetricFn, logits: Float[Tensor, "fact position vocabulary"], *, contrasts: Sequence[Contrast]
 ) -> Float[Tensor, " fact"]:
     """Return the metric of each prompt.
 
@@ -244,7 +244,7 @@ def _head_writes(
 def _post_norm_gain(
     model: Model, values: Mapping[str, Tensor], layer: int, positions: slice
 ) -> Float[Tensor, "fact position d"] | None:
-    behind, norm = norm_behind_hooks(model, layer), norm_behind(model, "attention", layer)
+    behind, norm = norm_behind_hooks(model, layer), norm_behind(model, "attention", layer=layer)
     if behind is None:
         return None
     before = values[behind[0]][:, positions].float()
@@ -271,7 +271,7 @@ def constants(model: Model, run: Recording) -> Float[Tensor, "fact position d"]:
 
 
 def differences(
-    model: Model, base: Recording, other: Recording, *, some: slice = slice(None), positions: slice = slice(None)
+    model: Model, base: Recording, *, other: Recording, some: slice = slice(None), positions: slice = slice(None)
 ) -> Float[Tensor, "fact position writer d"]:
     """Return by how much what each writer writes differs: other run minus base run."""
     if any(norm_behind_hooks(model, layer) for layer in range(model.n_layers)):  # such norms differ between the runs
@@ -294,7 +294,7 @@ def facts_per_batch(model: Model, length: int, *, memory_gb: float | None = None
     return fit(copies * (shape.backward_bytes(length) + written), memory_gb=memory_gb)
 
 
-def require_close(model: Model, found: Tensor, expected: Tensor, what: str) -> None:
+def require_close(model: Model, found: Tensor, *, expected: Tensor, what: str) -> None:
     """Refuse a model in which `what` is computed otherwise than mnemo takes for granted.
 
     Raises:

@@ -107,7 +107,17 @@ def attribute_nodes(
         MnemoError: no contrasts, or one whose prompts differ in length or do not differ at all; a model in training
             mode or without the hooks; a metric that is not one finite number for each fact.
     """
-    plan = plan_attribution(model, contrasts, method, direction, graddrop, steps, metric_fn, memory_gb, of="nodes")
+    plan = plan_attribution(
+        model,
+        contrasts,
+        method=method,
+        direction=direction,
+        graddrop=graddrop,
+        steps=steps,
+        metric_fn=metric_fn,
+        memory_gb=memory_gb,
+        of="nodes",
+    )
     scores = empty_scores(model, contrasts)
 
     def score(batch: Batch) -> None:
@@ -115,13 +125,13 @@ def attribute_nodes(
             scores[kind].values[batch.rows] = np.nan  # of an attempt that memory was too small for
         if method == "attention_corrected":
             check_readers(model, batch.base)
-            corrected_nodes(plan, batch, scores)
+            corrected_nodes(plan, batch, scores=scores)
             return
         for part, share, gradients in _node_gradients(plan, batch):
             value = (batch.other.values[part.hook] - batch.base.values[part.hook]).float()
             products = torch.stack([part.split(value * g[part.hook], model.n_heads).sum(-1) for g in gradients])
             node = plan.sign * share * plan.combined(products, part.layer if part.kind in ("heads", "mlp") else None)
-            add_scores(scores, part, batch, node.transpose(1, 2) if part.kind == "heads" else node)
+            add_scores(scores, part, batch=batch, score=node.transpose(1, 2) if part.kind == "heads" else node)
 
     plan.each_batch(score)
     return plan.with_metrics(scores)
@@ -159,14 +169,24 @@ def attribute_edges(
     Raises:
         MnemoError: as `attribute_nodes`, and for an architecture whose readers cannot be told apart.
     """
-    plan = plan_attribution(model, contrasts, method, direction, graddrop, steps, metric_fn, memory_gb, of="edges")
+    plan = plan_attribution(
+        model,
+        contrasts,
+        method=method,
+        direction=direction,
+        graddrop=graddrop,
+        steps=steps,
+        metric_fn=metric_fn,
+        memory_gb=memory_gb,
+        of="edges",
+    )
     corrected = method == "attention_corrected"
-    scores = empty_edges(model, contrasts, ["score", "reach"] if corrected else ["score"])
+    scores = empty_edges(model, contrasts, variables=["score", "reach"] if corrected else ["score"])
 
     def score(batch: Batch) -> None:
         check_readers(model, batch.base)
         if corrected:
-            corrected_edges(plan, batch, scores)
+            corrected_edges(plan, batch, scores=scores)
         else:
             found = _linear_edges(plan, batch)
             scores["score"].values[batch.rows, :, :, -batch.length :] = found.cpu().numpy()
@@ -190,13 +210,13 @@ def _node_gradients(plan: AttributionPlan, batch: Batch) -> Iterator[tuple[Compo
             yield part, 1.0, batch.gradients
     elif plan.method == "integrated_inputs":
         for point in _midpoints(plan.steps):
-            run = plan.moved(batch, stream_hook(plan.model, 0), point)
+            run = plan.moved(batch, stream_hook(plan.model, 0), share=point)
             for part in parts:
                 yield part, 1 / plan.steps, [run.gradients]
     else:
         for part in parts:
             for point in _midpoints(plan.steps):
-                yield part, 1 / plan.steps, [plan.moved(batch, part.hook, point, gradients=[part.hook]).gradients]
+                yield part, 1 / plan.steps, [plan.moved(batch, part.hook, share=point, gradients=[part.hook]).gradients]
 
 
 # ---- edges by gradients
@@ -222,7 +242,7 @@ def _gradient_runs(plan: AttributionPlan, batch: Batch) -> Iterator[tuple[list[R
         parts = [part for part in components(model) if part.kind != "residual"]
         groups = {written_at(part): part.written_by(model.n_heads) for part in parts}
     for hook, some in groups.items():
-        yield [plan.moved(batch, hook, point, keep=input_hooks(model)) for point in _midpoints(plan.steps)], some
+        yield [plan.moved(batch, hook, share=point, keep=input_hooks(model)) for point in _midpoints(plan.steps)], some
 
 
 def _weigh(plan: AttributionPlan, batch: Batch, runs: list[Recording], total: Tensor, some: slice) -> None:
@@ -233,11 +253,11 @@ def _weigh(plan: AttributionPlan, batch: Batch, runs: list[Recording], total: Te
     at_once = fit(per_position, memory_gb=plan.memory_gb)
     for start in range(0, batch.length, at_once):
         positions = slice(start, min(start + at_once, batch.length))
-        change = differences(model, batch.base, batch.other, some=some, positions=positions).flatten(0, 1)
+        change = differences(model, batch.base, other=batch.other, some=some, positions=positions).flatten(0, 1)
         for kind, layer, columns, until in _readings(model):
             if until <= some.start:
                 continue
-            gradients = [reader_gradients(model, run, kind, layer, positions=positions) for run in runs]
+            gradients = [reader_gradients(model, run, kind=kind, layer=layer, positions=positions) for run in runs]
             if not plan.graddrop:  # the product is linear: once for all runs
                 gradients = [sum(gradients[1:], gradients[0]) / len(gradients)]
             products = []
@@ -252,8 +272,8 @@ def _weigh(plan: AttributionPlan, batch: Batch, runs: list[Recording], total: Te
 def _readings(model: Model) -> Iterator[tuple[str, int, slice, int]]:
     """Yield the readers as `reader_gradients` gives them: kind, layer, where they stand, how many writers they see."""
     for layer in range(model.n_layers):
-        attention = slice(readers_at(model, layer, "q").start, readers_at(model, layer, "v").stop)
-        yield "attention", layer, attention, seen_by(model, "q", layer)
-        yield "mlp", layer, readers_at(model, layer, "mlp"), seen_by(model, "mlp", layer)
+        attention = slice(readers_at(model, layer, kind="q").start, readers_at(model, layer, kind="v").stop)
+        yield "attention", layer, attention, seen_by(model, "q", layer=layer)
+        yield "mlp", layer, readers_at(model, layer, kind="mlp"), seen_by(model, "mlp", layer=layer)
     last = len(readers(model)) - 1
     yield "logits", -1, slice(last, last + 1), seen_by(model, "logits")

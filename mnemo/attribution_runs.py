@@ -95,7 +95,7 @@ class AttributionPlan:
                 def run(piece: slice, rows: list[int] = rows) -> None:
                     score(self.batch(rows[piece]))
 
-                for piece, _ in in_pieces(len(rows), at_once, run):
+                for piece, _ in in_pieces(len(rows), at_once, run=run):
                     bar.update(piece.stop - piece.start)
 
     def batch(self, rows: list[int]) -> Batch:
@@ -128,7 +128,7 @@ class AttributionPlan:
         return record(
             self.model,
             tokens,
-            self.kept if keep is None else keep,
+            names=self.kept if keep is None else keep,
             contrasts=contrasts,
             metric_fn=self.metric_fn,
             gradients=wanted,
@@ -141,8 +141,8 @@ class AttributionPlan:
         self,
         batch: Batch,
         hook: str,
-        share: float,
         *,
+        share: float,
         keep: Sequence[str] = (),
         gradients: Sequence[str] | None = None,
     ) -> Recording:
@@ -183,13 +183,13 @@ class AttributionPlan:
 def plan_attribution(
     model: Model,
     contrasts: Sequence[Contrast],
+    *,
     method: str,
     direction: str,
     graddrop: bool,
     steps: int | None,
     metric_fn: MetricFn,
     memory_gb: float | None,
-    *,
     of: Literal["nodes", "edges"],
 ) -> AttributionPlan:
     """Check the options of a call and say which hooks it needs."""
@@ -233,7 +233,7 @@ def written_at(part: Component) -> str:
     return f"blocks.{part.layer}.hook_attn_out" if part.kind == "heads" else part.hook
 
 
-def add_scores(scores: xr.Dataset, part: Component, batch: Batch, score: Tensor) -> None:
+def add_scores(scores: xr.Dataset, part: Component, *, batch: Batch, score: Tensor) -> None:
     """Add to the scores of one component, which are NaN so far where nothing was added."""
     values = scores[part.kind].values
     where = (batch.rows,) if part.kind == "embed" else (batch.rows, part.layer)

@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 
 
 def expand_cues(
-    model: Model, task: Task, facts: Sequence[Fact], *, seed: int = 0, lexicon: Sequence[str] = ()
+    model: Model, task: Task, *, facts: Sequence[Fact], seed: int = 0, lexicon: Sequence[str] = ()
 ) -> list[str | None]:
     """Return what the model says each cue stands for when it is asked with `verbalise`; None for nothing."""
     if task.verbalise is None:
         return [None] * len(facts)
-    readings = read_cues(model, task, facts, seed=seed, lexicon=lexicon)
+    readings = read_cues(model, task, facts=facts, seed=seed, lexicon=lexicon)
     return [best[0].phrase if best else None for best in readings]
 
 
-def agreement(answers: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], table: ConceptTable) -> pd.Series:
+def agreement(answers: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], *, table: ConceptTable) -> pd.Series:
     """Return how well a cue's concept, asked by itself, agrees with the fact's answer: 0, or its confidence.
 
     The baseline without causality: it rejects decoys and rote facts, and is blind to idle ones.
     """
-    same = agrees(answers, concepts, table)
+    same = agrees(answers, concepts, table=table)
     confidence = torch.zeros(len(answers))
     confidence[same] = table.confidence[concepts[same]]
     return pd.Series(confidence.numpy(), name="agreement")
 
 
 def entailment(
-    model: Model, task: Task, facts: Sequence[Fact], concepts: Int[Tensor, " fact"], table: ConceptTable
+    model: Model, task: Task, *, facts: Sequence[Fact], concepts: Int[Tensor, " fact"], table: ConceptTable
 ) -> pd.DataFrame:
     """Do other questions about the cue get its concept's answers?
 
@@ -74,7 +74,7 @@ def entailment(
     return pd.DataFrame(rows, columns=["entailment", "entailment_control"])
 
 
-def probe_prompts(model: Model, task: Task, fillers: Sequence[str]) -> list[Prompt]:
+def probe_prompts(model: Model, task: Task, *, fillers: Sequence[str]) -> list[Prompt]:
     """Return the task's probes about each cue or phrase that the tokenizer can put in, all of the first one's first."""
     return [prompt for prompt in _probes(model, task, fillers) if prompt is not None]
 
@@ -86,7 +86,7 @@ def _probes(model: Model, task: Task, fillers: Sequence[str]) -> list[Prompt | N
         InputError: a probe itself cannot be used.
     """
     with task.blaming("probes"):
-        return [render_if_spelled(probe, filler, model.tokens) for filler in fillers for probe in task.probes]
+        return [render_if_spelled(probe, filler, tokenizer=model.tokens) for filler in fillers for probe in task.probes]
 
 
 def _answers(model: Model, task: Task, fillers: Sequence[str]) -> Int[Tensor, "filler probe"]:

@@ -27,14 +27,14 @@ def part_of(kind: str) -> Part:
     return "mlp" if kind == "mlp" else "attention"
 
 
-def norm_before(model: Model, part: Part, layer: int) -> Any:
+def norm_before(model: Model, part: Part, *, layer: int) -> Any:
     """Return the module by which a part normalises the stream, without hooks; None where it reads the stream itself."""
     block: Any = model.bridge.blocks[layer]
     norm = next((getattr(block, name) for name in _BEFORE[part] if hasattr(block, name)), None)
     return None if norm is None else norm.original_component
 
 
-def norm_behind(model: Model, part: Part, layer: int) -> Any:
+def norm_behind(model: Model, part: Part, *, layer: int) -> Any:
     """Return the module through which a part writes to the stream, without hooks; None where it writes directly."""
     norm = getattr(model.bridge.blocks[layer], _BEHIND[part], None)
     return None if norm is None else norm.original_component
@@ -42,7 +42,7 @@ def norm_behind(model: Model, part: Part, layer: int) -> Any:
 
 def norm_behind_hooks(model: Model, layer: int) -> tuple[str, str] | None:
     """Return the hooks before and behind the norm behind the attention; None where there is none."""
-    if norm_behind(model, "attention", layer) is None:
+    if norm_behind(model, "attention", layer=layer) is None:
         return None
     name = f"blocks.{layer}.{_BEHIND['attention']}.hook_"
     return f"{name}in", f"{name}out"
@@ -50,7 +50,7 @@ def norm_behind_hooks(model: Model, layer: int) -> tuple[str, str] | None:
 
 def normed_hook(model: Model, layer: int) -> str | None:
     """Return the hook behind the norm before the attention; None where there is none."""
-    return None if norm_before(model, "attention", layer) is None else f"blocks.{layer}.ln1.hook_out"
+    return None if norm_before(model, "attention", layer=layer) is None else f"blocks.{layer}.ln1.hook_out"
 
 
 def mlp_stream_hook(model: Model, layer: int) -> str:
@@ -63,27 +63,27 @@ def mlp_stream_hook(model: Model, layer: int) -> str:
     return stream_hook(model, layer) if parallel else f"blocks.{layer}.hook_resid_mid"
 
 
-def normalise(model: Model, part: Part, layer: int, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row d"]:
+def normalise(model: Model, part: Part, *, layer: int, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row d"]:
     """Apply the norm through which a part sees the stream."""
-    norm = norm_before(model, part, layer)
+    norm = norm_before(model, part, layer=layer)
     return stream if norm is None else norm(stream)
 
 
-def mlp_output(model: Model, layer: int, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row d"]:
+def mlp_output(model: Model, layer: int, *, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row d"]:
     """Return what an MLP writes, its norms included, where it reads `stream`: the model's own modules, no hooks."""
     block: Any = model.bridge.blocks[layer]
-    value = normalise(model, "mlp", layer, stream).reshape(-1, 1, stream.shape[-1])
+    value = normalise(model, "mlp", layer=layer, stream=stream).reshape(-1, 1, stream.shape[-1])
     if block.mlp.name is None:  # OPT: no module of its own, its layers stand in the block
         hidden = getattr(block.mlp, "in").original_component(value)
         value = block.mlp.out.original_component(block.original_component.activation_fn(hidden))
     else:
         value = block.mlp.original_component(value)
     value = value[0] if isinstance(value, tuple) else value
-    norm = norm_behind(model, "mlp", layer)
+    norm = norm_behind(model, "mlp", layer=layer)
     return (value if norm is None else norm(value)).view(stream.shape)
 
 
-def normed_together(model: Model, layer: int, kind: str) -> bool:
+def normed_together(model: Model, layer: int, *, kind: str) -> bool:
     """Return whether one norm takes in the queries (or keys: `kind` is ``q`` or ``k``) of all heads (OLMo 2).
 
     Moving those of one head then moves those of the others.

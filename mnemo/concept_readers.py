@@ -23,7 +23,7 @@ LISTED = 5  # readings of each reader, where readers are compared
 WIDE = 512  # residual stream from which on fitting a Jacobian lens takes a CPU minutes
 
 
-def reader_for(model: Model, task: Task, facts: Sequence[Fact]) -> tuple[ReadsConcepts | None, list[str]]:
+def reader_for(model: Model, task: Task, *, facts: Sequence[Fact]) -> tuple[ReadsConcepts | None, list[str]]:
     """Return what the concepts of these facts can be read with, None if there is nothing, and notes for the user.
 
     Args:
@@ -91,7 +91,7 @@ def _comparing(model: Model, task: Task, lexicon: Sequence[str]) -> Bank | None:
     if not task.concept_recall:
         return None
     with task.blaming("concept_recall"):
-        table = ask_concepts(model, task.concept_recall, lexicon)
+        table = ask_concepts(model, task.concept_recall, phrases=lexicon)
     return Bank(model, table.phrases, table.prompts)
 
 
@@ -100,7 +100,7 @@ def _repeating(model: Model, task: Task, lexicon: Sequence[str]) -> PromptReader
 
 
 def _recalls(model: Model, task: Task, facts: Sequence[Fact]) -> list[Prompt]:
-    return [render(task.recall, fact.cue, model.tokens) for fact in facts]
+    return [render(task.recall, fact.cue, tokenizer=model.tokens) for fact in facts]
 
 
 def _notes_on_lexicon(lexicon: Sequence[str], spelled: int) -> list[str]:
@@ -139,7 +139,7 @@ def compare_readers(study: Study, fact_id: str, *, seed: int = 0) -> pd.DataFram
         try:
             reader = make()
             (best,) = reader.read(states[row][None], layer=layer, facts=[asked[row]], seed=seed, others=others)
-            (p_value,) = chance(reader, states, [best], layer=layer, facts=asked, seed=seed)
+            (p_value,) = chance(reader, states, readings=[best], layer=layer, facts=asked, seed=seed)
         except MnemoError as error:  # the others may read it
             found.append({"reader": name, "rank": 1, "note": str(error)})
             continue

@@ -65,7 +65,7 @@ class ConceptTable:
 
 
 def ask_concepts(
-    model: Model, template: str, phrases: Iterable[str], *, as_after: Prompt | None = None
+    model: Model, template: str, *, phrases: Iterable[str], as_after: Prompt | None = None
 ) -> ConceptTable:
     """Ask the model about every phrase; phrases that its tokenizer cannot spell are left out.
 
@@ -79,7 +79,7 @@ def ask_concepts(
     Raises:
         TemplateError: the template itself cannot be used.
     """
-    asked = {phrase: render_if_spelled(template, phrase, model.tokens) for phrase in phrases}
+    asked = {phrase: render_if_spelled(template, phrase, tokenizer=model.tokens) for phrase in phrases}
     prompts = {phrase: prompt for phrase, prompt in asked.items() if prompt is not None}
     answers = torch.empty(len(prompts), dtype=torch.long)
     confidence = torch.empty(len(prompts))
@@ -101,7 +101,9 @@ def _as_after(prompt: Prompt, token: int, model: Model) -> int:
         return token
 
 
-def agrees(answers: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], table: ConceptTable) -> Bool[Tensor, " fact"]:
+def agrees(
+    answers: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], *, table: ConceptTable
+) -> Bool[Tensor, " fact"]:
     """Return whether each fact's concept (-1 for none), asked by itself, gives the fact's answer."""
     result = concepts >= 0
     result[result.clone()] = table.answers[concepts[result]] == answers[result]
@@ -137,8 +139,8 @@ class ConceptVectors:
         cls,
         states: Float[Tensor, "fact d"],
         contributes: Int[Tensor, " fact"],
-        from_prompts: Float[Tensor, "concept d"],
         *,
+        from_prompts: Float[Tensor, "concept d"],
         site: Site,
     ) -> ConceptVectors:
         """Make the vectors of states, given which concept each is a context of."""
@@ -178,7 +180,7 @@ class ConceptVectors:
         return torch.where(others.sum(1) > 1, others.long().argmax(1), -1)
 
     def without_answer(
-        self, facts: Int[Tensor, " row"], concepts: Int[Tensor, " row"], answers: Int[Tensor, " concept"]
+        self, facts: Int[Tensor, " row"], concepts: Int[Tensor, " row"], *, answers: Int[Tensor, " concept"]
     ) -> tuple[Float[Tensor, "row d"], Bool[Tensor, " row"]]:
         """Return each vector without its answer's own direction, and whether there is one to take out.
 
@@ -194,7 +196,7 @@ class ConceptVectors:
         return vectors - along * direction, peers.any(1)
 
     def between(
-        self, facts: Int[Tensor, " row"], own: Int[Tensor, " row"], other: Int[Tensor, " row"]
+        self, facts: Int[Tensor, " row"], own: Int[Tensor, " row"], *, other: Int[Tensor, " row"]
     ) -> Float[Tensor, "row d"]:
         """Return what takes each fact from its own concept to another.
 
@@ -210,9 +212,9 @@ class ConceptVectors:
 def concept_vectors(
     model: Model,
     table: ConceptTable,
+    *,
     states: Float[Tensor, "fact d"],
     contributes: Int[Tensor, " fact"],
-    *,
     site: Site,
 ) -> ConceptVectors:
     """Collect the vectors of all concepts at a site.
@@ -230,8 +232,8 @@ def concept_vectors(
         site: where the states were read.
     """
     places = [_place_of(site, prompt, cue_ends=table.cue_ends) for prompt in table.prompts]
-    prompts = read_stream_at(model, table.prompts, places, layer=site.layer)
-    return ConceptVectors.of(states, contributes, prompts - prompts.mean(0), site=site)
+    prompts = read_stream_at(model, table.prompts, positions=places, layer=site.layer)
+    return ConceptVectors.of(states, contributes, from_prompts=prompts - prompts.mean(0), site=site)
 
 
 def _place_of(site: Site, prompt: Prompt, *, cue_ends: int | None) -> int:

@@ -122,8 +122,8 @@ class PromptReader:
         Raises:
             MnemoError: the tokenizer cannot spell that prompt.
         """
-        host = render(IDENTITY, BLANK, model.tokens)
-        return cls(model, host, max_tokens, spelled(model, host, lexicon))
+        host = render(IDENTITY, BLANK, tokenizer=model.tokens)
+        return cls(model, host, max_tokens, spelled(model, host, phrases=lexicon))
 
     @classmethod
     def for_task(
@@ -139,15 +139,15 @@ class PromptReader:
         if task.verbalise is None:
             raise MnemoError("the task has no `verbalise` template: add one, such as 'expand {cue} is'")
         with task.blaming("verbalise"):
-            host = render(task.verbalise, cue, model.tokens)
+            host = render(task.verbalise, cue, tokenizer=model.tokens)
         spare = None if spare_cue is None else cls.for_task(model, task, cue=spare_cue, lexicon=lexicon)
-        return cls(model, host, task.max_concept_tokens, spelled(model, host, lexicon), cue, spare)
+        return cls(model, host, task.max_concept_tokens, spelled(model, host, phrases=lexicon), cue, spare)
 
     def probabilities(
         self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
     ) -> Float[Tensor, " row"]:
         """Return the probability per token of each phrase under the state beside it (see `ReadsConcepts`)."""
-        ids = {phrase: spelled(self.model, self.host, [phrase]) for phrase in dict.fromkeys(phrases)}
+        ids = {phrase: spelled(self.model, self.host, phrases=[phrase]) for phrase in dict.fromkeys(phrases)}
         rows = [i for i, phrase in enumerate(phrases) if ids[phrase]]
         found = torch.full((len(phrases),), torch.nan)
         found[rows] = self.logprob([ids[phrases[i]][0] for i in rows], states[rows], layer=layer).exp()
@@ -187,7 +187,7 @@ class PromptReader:
         self, phrases: Sequence[Phrase], states: Float[Tensor, "row d"], *, layer: int
     ) -> Float[Tensor, " row"]:
         """Return the log-probability of each phrase under each state, in nats per token."""
-        return phrase_logprobs(self.model, self._asked(states, layer=layer), phrases)
+        return phrase_logprobs(self.model, self._asked(states, layer=layer), phrases=phrases)
 
     def _written(self, states: Float[Tensor, "row d"], *, layer: int) -> list[list[Phrase]]:
         return readable_phrases(self.model, self._asked(states, layer=layer), max_tokens=self.max_tokens)
@@ -197,7 +197,7 @@ class PromptReader:
 
 
 def read_cues(
-    model: Model, task: Task, facts: Sequence[Fact], *, seed: int = 0, lexicon: Sequence[str] = ()
+    model: Model, task: Task, *, facts: Sequence[Fact], seed: int = 0, lexicon: Sequence[str] = ()
 ) -> list[list[Reading]]:
     """Return the phrases that each cue may stand for, asked with `verbalise` and nothing patched, the best first.
 
@@ -210,7 +210,7 @@ def read_cues(
     if task.verbalise is None:
         raise MnemoError("the task has no `verbalise` template: add one, such as 'expand {cue} is'")
     with task.blaming("verbalise"):
-        asked = Asked(tuple(render(task.verbalise, fact.cue, model.tokens) for fact in facts))
+        asked = Asked(tuple(render(task.verbalise, fact.cue, tokenizer=model.tokens) for fact in facts))
     references, another = draw_references(facts, facts, seed=seed)
     written = readable_phrases(model, asked, max_tokens=task.max_concept_tokens)
     found = read_phrases(
@@ -220,7 +220,7 @@ def read_cues(
         against=asked.rows(references),
         another=another,
         written=written,
-        lexicon=spelled(model, asked.hosts[0], lexicon) if facts else (),
+        lexicon=spelled(model, asked.hosts[0], phrases=lexicon) if facts else (),
     )
     return [[] if said[:1] == [()] else readings for said, readings in zip(written, found, strict=True)]
 
@@ -257,10 +257,10 @@ def read_phrases(
         return [[] for _ in facts]
     rank = {phrase: i for i, phrase in enumerate(bank)}
     pairs = [(r, p) for r in range(len(against)) for p in range(len(bank))]
-    under = phrase_logprobs(model, against.rows([r for r, _ in pairs]), [bank[p] for _, p in pairs])
+    under = phrase_logprobs(model, against.rows([r for r, _ in pairs]), phrases=[bank[p] for _, p in pairs])
     under = under.view(len(against), len(bank))
     scored = [(k, rank[phrase]) for k, phrases in enumerate(candidates) for phrase in phrases]
-    own = phrase_logprobs(model, asked.rows([k for k, _ in scored]), [bank[p] for _, p in scored])
+    own = phrase_logprobs(model, asked.rows([k for k, _ in scored]), phrases=[bank[p] for _, p in scored])
     ranked: list[list[Reading]] = [[] for _ in facts]
     for (k, p), logprob in zip(scored, own.tolist(), strict=True):
         ratio = _ratio(logprob, under[another[k], p])
@@ -272,7 +272,7 @@ def _likely_in_lexicon(model: Model, asked: Asked, lexicon: Sequence[Phrase]) ->
     """The phrases of the lexicon whose first token is likeliest after each prompt."""
     if not lexicon:
         return [[] for _ in range(len(asked))]
-    said = first_tokens(model, asked, torch.tensor([phrase[0] for phrase in lexicon]))
+    said = first_tokens(model, asked, tokens=torch.tensor([phrase[0] for phrase in lexicon]))
     best = said.topk(min(LEXICON_CANDIDATES, len(lexicon)), dim=1).indices
     return [[lexicon[j] for j in chosen] for chosen in best.tolist()]
 
@@ -315,7 +315,7 @@ class Bank:
         mean = compared.states.mean(0)
         both = self._logprobs(torch.cat([states, compared.states[references]]) - mean, layer=layer)
         own, under = both.split([len(states), len(references)])
-        return rank_known(self.phrases, own, under, facts=facts, another=another, most=LEXICON_CANDIDATES + 1)
+        return rank_known(self.phrases, own, under=under, facts=facts, another=another, most=LEXICON_CANDIDATES + 1)
 
     def probabilities(
         self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
@@ -336,8 +336,8 @@ class Bank:
 def chance(
     reader: ReadsConcepts,
     states: Float[Tensor, "fact d"],
-    readings: Sequence[Sequence[Reading]],
     *,
+    readings: Sequence[Sequence[Reading]],
     layer: int,
     facts: Sequence[Fact],
     seed: int,
@@ -388,8 +388,8 @@ def draw_references(
 def rank_known(
     phrases: tuple[str, ...],
     own: Float[Tensor, "fact phrase"],
-    under: Float[Tensor, "reference phrase"],
     *,
+    under: Float[Tensor, "reference phrase"],
     facts: Sequence[Fact],
     another: Bool[Tensor, "fact reference"],
     most: int,

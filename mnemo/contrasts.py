@@ -34,7 +34,7 @@ class Contrast:
     contrast_answer: AnswerToken
 
 
-def make_contrasts(task: Task, facts: FactSet, tokenizer: PromptTokenizer, *, seed: int = 0) -> dict[str, Contrast]:
+def make_contrasts(task: Task, facts: FactSet, *, tokenizer: PromptTokenizer, seed: int = 0) -> dict[str, Contrast]:
     """Pair each fact with another whose prompt differs in the cue alone and whose answer differs.
 
     The partner is drawn by rendezvous hashing (Thaler and Ravishankar 1998): every pair of facts gets a

@@ -31,19 +31,19 @@ MOVED = 0.1  # probability that a writer is moved in the disturbed runs of `atte
 UNMOVED = 0.2  # weight of such a run for the gradient at a head or MLP that was not moved in it
 
 
-def corrected_edges(plan: AttributionPlan, batch: Batch, scores: xr.Dataset) -> None:
+def corrected_edges(plan: AttributionPlan, batch: Batch, *, scores: xr.Dataset) -> None:
     model = plan.model
     shape = (len(batch.rows), len(writers(model)), len(readers(model)), batch.length)
     score, reach = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
     for kind, layer, some, products in _responses(plan, batch, []):
-        columns = readers_at(model, layer, kind) if kind != "logits" else slice(shape[2] - 1, shape[2])
+        columns = readers_at(model, layer, kind=kind) if kind != "logits" else slice(shape[2] - 1, shape[2])
         score[:, some, columns] = plan.corrected(products, None if kind == "logits" else layer).cpu()
         reach[:, some, columns] = products[1:].square().mean(0).sqrt().cpu()
     scores["score"].values[batch.rows, :, :, -batch.length :] = score.numpy()
     scores["reach"].values[batch.rows, :, :, -batch.length :] = reach.numpy()
 
 
-def corrected_nodes(plan: AttributionPlan, batch: Batch, scores: xr.Dataset) -> None:
+def corrected_nodes(plan: AttributionPlan, batch: Batch, *, scores: xr.Dataset) -> None:
     """Sum over each node's edges; a stream is treated as one writer to all readers above it."""
     model = plan.model
     n_writers, length = len(writers(model)), batch.length
@@ -57,7 +57,7 @@ def corrected_nodes(plan: AttributionPlan, batch: Batch, scores: xr.Dataset) -> 
         else:
             node = total[:, part.written_by(model.n_heads)]
             node = node if part.kind == "heads" else node[:, 0]
-        add_scores(scores, part, batch, node)
+        add_scores(scores, part, batch=batch, score=node)
 
 
 def _responses(
@@ -74,7 +74,7 @@ def _responses(
 
     def change_of(some: slice) -> Tensor:
         if some.start < n_writers:
-            return differences(model, batch.base, batch.other, some=some)
+            return differences(model, batch.base, other=batch.other, some=some)
         names = streams[some.start - n_writers : some.stop - n_writers]
         return torch.stack([batch.other.values[n] - batch.base.values[n] for n in names], 2)
 
@@ -87,16 +87,16 @@ def _responses(
                 some = slice(start + piece.start, start + piece.stop)
                 return some, respond(change_of(some))
 
-            for _, found in in_pieces(stop - start, at_once, run):
+            for _, found in in_pieces(stop - start, at_once, run=run):
                 yield found
 
     for layer in range(model.n_layers):
         for kind in ("q", "k", "v", "mlp"):
 
             def respond(change: Tensor, kind: str = kind, layer: int = layer) -> Tensor:
-                return responses(model, batch.base, kind, layer, change, gradients)
+                return responses(model, batch.base, kind=kind, layer=layer, change=change, gradients=gradients)
 
-            for some, found in in_chunks(seen_by(model, kind, layer), layer + 1, respond):
+            for some, found in in_chunks(seen_by(model, kind, layer=layer), layer + 1, respond):
                 yield kind, layer, some, found
 
     def read_out(change: Tensor) -> Tensor:
@@ -162,10 +162,10 @@ def _read_out(plan: AttributionPlan, batch: Batch, change: Tensor) -> Float[Tens
     stream = batch.base.values[stream_hook(model, model.n_layers)][:, -1, None] + change[:, -1]
     rows = stream.flatten(0, 1)[:, None]
     tokens = batch.base.tokens[:, -1:].repeat_interleave(n, 0)
-    _, logits = run_from(model, model.n_layers, rows, tokens)
+    _, logits = run_from(model, model.n_layers, stream=rows, tokens=tokens)
     contrasts = [c for c in batch.contrasts for _ in range(n)]
     assert logits is not None  # nothing was kept, so it ran to the end
-    after = checked_metric(plan.metric_fn, logits, contrasts).view(-1, n)
+    after = checked_metric(plan.metric_fn, logits, contrasts=contrasts).view(-1, n)
     found = torch.zeros(*after.shape, 1, batch.length, device=after.device)
     found[..., 0, -1] = after - batch.base.metric[:, None]
     return found

@@ -54,7 +54,7 @@ def run_demo(out: Path, *, console: Console, seed: int = 0) -> Study:
     study.write(out)
     file = out / "demo.png"
     labels = [f"{shown_.row['cue']} → {shown_.row['answer']}\n({shown_.kind})" for shown_ in shown]
-    figure = overview(study, [shown_.row["fact_id"] for shown_ in shown], labels)
+    figure = overview(study, [shown_.row["fact_id"] for shown_ in shown], labels=labels)
     with replacing(file) as draft:
         figure.savefig(draft, dpi=150, format="png")
     console.print(f"Figure: {plain(str(file))}    verdicts of all facts: {plain(str(out / 'verdicts.csv'))}")

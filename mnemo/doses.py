@@ -85,7 +85,7 @@ def dose_curves(
     found = []
     for dose in doses:
         patch = Patch(known.vectors.site, whole.start + dose * whole.step)
-        said = ask(study.model, [prompt] * len(labels), wanted, patch=patch)
+        said = ask(study.model, [prompt] * len(labels), tokens=wanted, patch=patch)
         own, predicted = said.logprob.exp().unbind(1)
         found.append(
             labels.assign(
@@ -157,7 +157,7 @@ def _curves(
     others = choose_targets(table, support, answers=answers[fact], concepts=own, n_targets=targets, seed=seed)[0]
     others = others[others >= 0]
     rivals = table.others_with(table.answers[own], own)[0].nonzero()[:targets, 0]
-    drawn = resampled(vectors, fact, own, seed=seed, most=RANDOM)[0]
+    drawn = resampled(vectors, fact, concepts=own, seed=seed, most=RANDOM)[0]
     drawn = drawn[drawn >= 0]
     draw = torch.Generator().manual_seed(seed)
     state, vector = vectors.states[fact], vectors.seen_by(fact, own)
@@ -166,7 +166,7 @@ def _curves(
         return _Curve(name, start.expand(len(step), -1), step, to, predicts)
 
     def from_own(to: Int[Tensor, " trial"]) -> Float[Tensor, "trial d"]:
-        return vectors.between(fact.expand(len(to)), own.expand(len(to)), to)
+        return vectors.between(fact.expand(len(to)), own.expand(len(to)), other=to)
 
     aimed = others.repeat_interleave(-(-RANDOM // max(len(others), 1)))
     found = [

@@ -45,8 +45,8 @@ VALUES_PER_BATCH = 2**25  # what writers write at all positions, in all circuits
 def faithfulness(
     model: Model,
     contrasts: Sequence[Contrast],
-    edges: xr.Dataset,
     *,
+    edges: xr.Dataset,
     counts: Sequence[int] | None = None,
     traces: Mapping[str, Trace] | None = None,
     draws: int = DRAWS,
@@ -168,7 +168,7 @@ class _Runner:
         names = list(dict.fromkeys([*writer_hooks(model), *input_hooks(model)]))
         runs = [
             record(
-                model, torch.tensor([prompt.tokens], device=model.device), names, contrasts=[contrast],
+                model, torch.tensor([prompt.tokens], device=model.device), names=names, contrasts=[contrast],
                 metric_fn=metric_fn,
             )[0]
             for prompt in (contrast.clean, contrast.corrupt)
@@ -193,7 +193,7 @@ class _Runner:
         circuit = _Circuit.begin(self.model, self.corrupt, absent[..., -len(self.contrast.clean) :])
         tokens = torch.tensor([self.contrast.clean.tokens] * len(absent), device=self.model.device)
         logits = self.model.bridge.run_with_hooks(tokens, fwd_hooks=circuit.hooks())
-        found = checked_metric(self.metric_fn, logits[:, -1:], [self.contrast] * len(absent))
+        found = checked_metric(self.metric_fn, logits[:, -1:], contrasts=[self.contrast] * len(absent))
         return found.double().cpu().numpy()
 
 
@@ -238,19 +238,20 @@ class _Circuit:
         self.now.values[name] = value
 
     def _attend(self, value: Tensor, hook: Any, *, kind: str, layer: int) -> Tensor:
-        out = self._out(kind, layer, readers_at(self.model, layer, kind))
+        out = self._out(kind, layer, readers_at(self.model, layer, kind=kind))
         if out is None:
             return value
         stream = self.now.values[stream_hook(self.model, layer)][:, :, None] - out
-        each = project(self.model, kind, layer, stream)  # run position reader head e: a head is its own reader
+        each = project(self.model, kind, layer=layer, stream=stream)  # run position reader head e
+        # (A head is its own reader.)
         return torch.diagonal(each, dim1=2, dim2=3).movedim(-1, 2).reshape(value.shape)
 
     def _think(self, value: Tensor, hook: Any, *, layer: int) -> Tensor:
-        out = self._out("mlp", layer, readers_at(self.model, layer, "mlp"))
+        out = self._out("mlp", layer, readers_at(self.model, layer, kind="mlp"))
         if out is None:
             return value
         stream = self.now.values[mlp_stream_hook(self.model, layer)] - out[:, :, 0]
-        return normalise(self.model, "mlp", layer, stream).reshape(value.shape)
+        return normalise(self.model, "mlp", layer=layer, stream=stream).reshape(value.shape)
 
     def _answer(self, value: Tensor, hook: Any) -> Tensor:
         out = self._out("logits", -1, slice(len(readers(self.model)) - 1, None))
@@ -258,9 +259,9 @@ class _Circuit:
 
     def _out(self, kind: str, layer: int, where: slice) -> Float[Tensor, "run position reader d"] | None:
         """What readers must not see of this run: its difference from the corrupt one, over the edges that are out."""
-        some = slice(0, seen_by(self.model, kind, layer))
+        some = slice(0, seen_by(self.model, kind, layer=layer))
         absent = self.absent[:, some, where]
         if not absent.any():
             return None
-        change = differences(self.model, self.corrupt, self.now, some=some)
+        change = differences(self.model, self.corrupt, other=self.now, some=some)
         return torch.einsum("bpwd,bwrp->bprd", change, absent)

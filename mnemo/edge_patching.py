@@ -74,7 +74,7 @@ def exact_edges(
     """
     noising = checked_direction(direction) == "noising"
     require_contrasts(model, contrasts)
-    scores = empty_edges(model, contrasts, ["score"])
+    scores = empty_edges(model, contrasts, variables=["score"])
     wanted = _wanted(scores, only)
     metrics = torch.empty(2, len(contrasts))
     sign = -1.0 if noising else 1.0
@@ -98,7 +98,7 @@ def exact_edges(
             values[rows.numpy(), :, :, -clean.shape[1] :] = found
             return forwards
 
-        done = over_batches(model, [c.clean for c in contrasts], patch_all, bytes_each=Shape.of(model).pair_bytes)
+        done = over_batches(model, [c.clean for c in contrasts], run=patch_all, bytes_each=Shape.of(model).pair_bytes)
         forwards = sum(run for _, run in done)
     scores["metric_clean"], scores["metric_corrupt"] = ("fact", metrics[0].numpy()), ("fact", metrics[1].numpy())
     return scores.assign_attrs(method="exact", direction=direction, forwards=forwards)
@@ -106,7 +106,7 @@ def exact_edges(
 
 def _record(model: Model, tokens: Tensor, contrasts: Sequence[Contrast], metric_fn: MetricFn) -> Recording:
     names = [*dict.fromkeys([*writer_hooks(model), *input_hooks(model), *_projected(model)])]
-    return record(model, tokens, names, contrasts=contrasts, metric_fn=metric_fn)[0]
+    return record(model, tokens, names=names, contrasts=contrasts, metric_fn=metric_fn)[0]
 
 
 def _projected(model: Model) -> list[str]:
@@ -147,7 +147,7 @@ def _range_of(values: np.ndarray) -> str:
 def _by_layer(model: Model, wanted: np.ndarray) -> Iterator[Int[np.ndarray, "4 edge"]]:
     """Yield the edges wanted (fact, writer, reader, position) by the block at which their readers stand."""
     parts = readers(model)
-    visible = np.array([seen_by(model, reader.kind, reader.layer) for reader in parts])
+    visible = np.array([seen_by(model, reader.kind, layer=reader.layer) for reader in parts])
     allowed = wanted & (np.arange(wanted.shape[1])[:, None] < visible)[None, :, :, None]
     layers = np.array([model.n_layers if reader.kind == "logits" else reader.layer for reader in parts])
     for layer in range(model.n_layers + 1):
@@ -174,7 +174,7 @@ def _patched(
     moving = np.nonzero(~local | (index[3] == length - 1))[0]
     tokens = 1 if layer == model.n_layers else length
     at_once = max(1, min(TOKENS_PER_BATCH // tokens, fit(Shape.of(model).forward_bytes(tokens))))
-    change = differences(model, base, other)
+    change = differences(model, base, other=other)
 
     def patch(piece: slice) -> None:
         edges = moving[piece]
@@ -187,12 +187,12 @@ def _patched(
         else:
             patched, inputs = stream, base.tokens[fact]
             changes = _changes(model, base, layer, [parts[r] for r in reader.tolist()], fact, position, step)
-        _, logits = run_from(model, layer, patched, inputs, changes=changes)
+        _, logits = run_from(model, layer, stream=patched, tokens=inputs, changes=changes)
         assert logits is not None  # nothing was kept, so it ran to the end
-        after = checked_metric(metric_fn, logits, chosen)
+        after = checked_metric(metric_fn, logits, contrasts=chosen)
         effect[torch.from_numpy(edges).to(effect.device)] = (after - base.metric[fact]).to(effect)
 
-    for _ in in_pieces(len(moving), at_once, patch):
+    for _ in in_pieces(len(moving), at_once, run=patch):
         pass
     return effect, len(moving)
 
@@ -214,8 +214,8 @@ def _changes(
             continue
         row = torch.tensor(rows, device=step.device)
         head = torch.tensor([parts[i].head for i in rows], device=step.device)
-        stream = seen(model, base, kind, layer)[fact[row], position[row]] + step[row]
-        name, new = behind_reader(model, kind, layer, stream)
+        stream = seen(model, base, kind=kind, layer=layer)[fact[row], position[row]] + step[row]
+        name, new = behind_reader(model, kind, layer=layer, stream=stream)
         shape, spots = (len(parts), base.tokens.shape[1], *new.shape[1:]), (row, position[row])
         if kind != "mlp":
             spots, new = (*spots, head), new[torch.arange(len(rows), device=head.device), head]
@@ -264,8 +264,8 @@ def path_edges(model: Model, path: TracedPath) -> list[Edge]:
 def exact_path(
     model: Model,
     contrasts: Sequence[Contrast],
-    path: Sequence[Edge],
     *,
+    path: Sequence[Edge],
     direction: Direction = "noising",
     metric_fn: MetricFn = metric,
 ) -> Float[Tensor, " fact"]:
@@ -300,16 +300,16 @@ def exact_path(
         base, other = (_record(model, tokens, chosen, metric_fn) for tokens in pair)
         check_readers(model, base)
         first = writers(model).index(hops[0][0])
-        step = differences(model, base, other, some=slice(first, first + 1))[:, path[0].position, 0]
+        step = differences(model, base, other=other, some=slice(first, first + 1))[:, path[0].position, 0]
         for (_, reader, position), following in itertools.pairwise(hops):
             step = _passed_on(model, base, reader, position, step, following)
         stream = (base.values[stream_hook(model, model.n_layers)][:, -1] + step)[:, None]
-        _, logits = run_from(model, model.n_layers, stream, base.tokens[:, -1:])
+        _, logits = run_from(model, model.n_layers, stream=stream, tokens=base.tokens[:, -1:])
         assert logits is not None  # nothing was kept, so it ran to the end
-        change = checked_metric(metric_fn, logits, chosen) - base.metric
+        change = checked_metric(metric_fn, logits, contrasts=chosen) - base.metric
         return -change if noising else change
 
-    for rows, change in over_batches(model, [c.clean for c in contrasts], follow):
+    for rows, change in over_batches(model, [c.clean for c in contrasts], run=follow):
         effect[rows] = change.to(effect)
     return effect
 
@@ -329,7 +329,7 @@ def _hops(model: Model, contrasts: Sequence[Contrast], path: Sequence[Edge]) -> 
         writer, reader = starts[edge.writer], ends[edge.reader]
         if not -shortest <= edge.position < 0:
             raise MnemoError(f"position {edge.position} is out of range: count from the end, -1 to {-shortest}")
-        if writers(model).index(writer) >= seen_by(model, reader.kind, reader.layer):
+        if writers(model).index(writer) >= seen_by(model, reader.kind, layer=reader.layer):
             raise MnemoError(f"{edge.reader} does not see {edge.writer}, which writes after it: give an earlier writer")
         if hops:
             _require_following(model, hops[-1], writer, edge.position)
@@ -369,7 +369,9 @@ def _passed_on(
     names = [f"blocks.{layer}.hook_mlp_out"]
     if writer.kind == "head":
         names = head_hooks(model, layer)
-    values, _ = run_from(model, layer, base.values[stream_hook(model, layer)], base.tokens, changes=changes, keep=names)
+    values, _ = run_from(
+        model, layer, stream=base.values[stream_hook(model, layer)], tokens=base.tokens, changes=changes, keep=names
+    )
     index = writers(model).index(writer)
     some, positions = slice(index, index + 1), slice(length + at, length + at + 1)
     there, here = (

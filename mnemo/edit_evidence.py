@@ -146,7 +146,7 @@ class Edits:
             edit_elsewhere: whether a concept with another answer does, by the same measure (`mnemo.verdict.is_led`).
         """
         found, control = self.led(), self.led(elsewhere=True)
-        elsewhere = is_led(control["share"], control["rival"], control["q_value"]).astype(float)
+        elsewhere = is_led(control["share"], control["rival"], q_value=control["q_value"]).astype(float)
         return pd.DataFrame(
             {
                 "edit_follows": self.follows(concepts).numpy(),

@@ -198,7 +198,7 @@ def _teach(
     for _ in range(config.steps):
         optimizer.zero_grad()
         total = 0.0
-        for _, (loss, gradients) in over_batches(model, prompts, run, bytes_each=Shape.of(model).backward_bytes):
+        for _, (loss, gradients) in over_batches(model, prompts, run=run, bytes_each=Shape.of(model).backward_bytes):
             for weight, gradient in zip(trained, gradients, strict=True):
                 weight.grad = gradient if weight.grad is None else weight.grad + gradient
             total += loss

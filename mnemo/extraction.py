@@ -131,13 +131,13 @@ def extract_in_parts(
     task = task if isinstance(task, Task) else Task.read(task)
     loaded = load_for(task, model)
     chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
-    record = run_record(task, loaded, chosen, kind="extract", seed=seed, quick=quick, edit=edit)
+    record = run_record(task, loaded, facts=chosen, kind="extract", seed=seed, quick=quick, edit=edit)
     parts = Parts.begin(parts_in, record["inputs"], resume=resume)
     effort = QUICK if quick else Effort()
     steps = _Extraction(task, loaded, seed=seed, effort=effort, edit=edit, progress=progress)
     # (Parts that an interrupted run left are not run again, nor counted.)
     with memory_budget(memory_gb), counted_forwards(loaded) as forwards:
-        study = steps.run(chosen, parts).study(task, loaded, record)
+        study = steps.run(chosen, parts).study(task, loaded, record=record)
         study = _with_top_paths(study, parts, most=effort.paths, progress=progress)
     table = study.table.assign(invented=mark_invented(study.table))
     table["seconds"] = (time.perf_counter() - start) / len(chosen)
@@ -158,7 +158,7 @@ class _Extraction:
 
     def run(self, facts: FactSet, parts: Parts) -> Found:
         """Take the steps, as far as the model and the task let them be taken."""
-        said = gate(self.model, self.task, facts)
+        said = gate(self.model, self.task, facts=facts)
         found = Found(said).noting(*_notes_on_answers(said, self.model.tokens))
         rows = said.recalled.nonzero()[:, 0]
         if not len(rows):
@@ -171,12 +171,14 @@ class _Extraction:
             return found.noting(
                 "the model has one block, so no state lies between a cue and its answer: nothing was tested"
             )
-        reader, notes = reader_for(self.model, self.task, recalled.facts)
+        reader, notes = reader_for(self.model, self.task, facts=recalled.facts)
         found = found.noting(*notes)
         if reader is None:
             return found
 
-        evoked = expand_cues(self.model, self.task, recalled.facts, seed=self.seed, lexicon=self.task.load_lexicon())
+        evoked = expand_cues(
+            self.model, self.task, facts=recalled.facts, seed=self.seed, lexicon=self.task.load_lexicon()
+        )
         waypoint = self._waypoint(recalled, contrasts, attributions, evoked, reader)
         readings, read = self._read(recalled, waypoint, reader)
         found = replace(found, waypoint=waypoint, readings=readings)
@@ -203,7 +205,7 @@ class _Extraction:
         layer, facts, seed = waypoint.site.layer, recalled.facts, self.seed
         readings = reader.read(waypoint.states, layer=layer, facts=facts, seed=seed)
         columns = _places(recalled, readings, waypoint.site)
-        columns["concept_p"] = chance(reader, waypoint.states, readings, layer=layer, facts=facts, seed=seed)
+        columns["concept_p"] = chance(reader, waypoint.states, readings=readings, layer=layer, facts=facts, seed=seed)
         return readings, columns
 
     def _test(
@@ -216,7 +218,9 @@ class _Extraction:
     ) -> tuple[pd.DataFrame, list[str]]:
         """All evidence about the concept of each fact, and what could not be tested."""
         evidence, notes = self._intervene(recalled, table, concepts, waypoint, parts)
-        evidence = evidence.join(entailment(self.model, self.task, recalled.facts, concepts, table))
+        evidence = evidence.join(
+            entailment(self.model, self.task, facts=recalled.facts, concepts=concepts, table=table)
+        )
         if len(table) < 2:
             notes.append(f"all facts were read as one concept, {table.phrases[0]!r}: there is no other to swap it for")
         if not waypoint.swaps_work:
@@ -232,12 +236,12 @@ class _Extraction:
             return pd.DataFrame({"evoked": None, "evoked_answer": None, "agreement": float("nan")}, range(len(evoked)))
         asked, concepts = self._concepts(evoked, recalled)
         said = [self.model.tokens.word(int(asked.answers[c])) if c >= 0 else None for c in concepts.tolist()]
-        agreed = agreement(recalled.answers, concepts, asked)
+        agreed = agreement(recalled.answers, concepts, table=asked)
         return pd.DataFrame({"evoked": list(evoked), "evoked_answer": said, "agreement": agreed})
 
     def _contrasts(self, facts: FactSet) -> tuple[list[Contrast], list[str]]:
         try:
-            found = list(make_contrasts(self.task, facts, self.model.tokens, seed=self.seed).values())
+            found = list(make_contrasts(self.task, facts, tokenizer=self.model.tokens, seed=self.seed).values())
         except MnemoError as error:
             return [], [f"no contrasts, so no attribution: {error}"]
         left = len(facts) - len(found)
@@ -247,7 +251,9 @@ class _Extraction:
         """The table of all phrases that the model can be asked about, and each fact's row in it (-1 for none)."""
         asked = [phrase for phrase in phrases if phrase] if self.task.concept_recall else []
         with self.task.blaming("concept_recall"):
-            table = ask_concepts(self.model, self.task.concept_recall or "", asked, as_after=recalled.prompts[0])
+            table = ask_concepts(
+                self.model, self.task.concept_recall or "", phrases=asked, as_after=recalled.prompts[0]
+            )
         return table, table.rows_of(phrases)
 
     def _waypoint(
@@ -259,14 +265,14 @@ class _Extraction:
         reader: ReadsConcepts,
     ) -> Waypoint:
         if attributions is not None:
-            sites = candidate_sites(self.model, contrasts, attributions, most=self.effort.sites, seed=self.seed)
+            sites = candidate_sites(self.model, contrasts, scores=attributions, most=self.effort.sites, seed=self.seed)
         else:  # nothing says which layers matter: try them all at the cue's last token
             position = recalled.prompts[0].last - len(recalled.prompts[0])
             sites = dict.fromkeys(sites_at(self.model, position), float("nan"))
         return find_waypoint(
             self.model,
             recalled.prompts,
-            recalled.answers,
+            answers=recalled.answers,
             sites=sites,
             evoked_at=self._evoked_at(recalled, evoked, reader),
             reader=reader,
@@ -286,7 +292,7 @@ class _Extraction:
             return lambda site: said
 
         def read(site: Site) -> tuple[ConceptTable, Int[Tensor, " fact"]]:
-            states = read_stream(self.model, recalled.prompts, [site.position])[:, site.layer, 0]
+            states = read_stream(self.model, recalled.prompts, positions=[site.position])[:, site.layer, 0]
             readings = reader.read(states, layer=site.layer, facts=recalled.facts, seed=self.seed)
             return self._concepts([best[0].phrase if best else None for best in readings], recalled)
 
@@ -300,14 +306,17 @@ class _Extraction:
         waypoint: Waypoint,
         parts: Parts,
     ) -> tuple[pd.DataFrame, list[str]]:
-        agree = agrees(recalled.answers, concepts, table)
+        agree = agrees(recalled.answers, concepts, table=table)
         contributes = torch.where(agree, concepts, -1)
         support = torch.bincount(concepts[agree], minlength=len(table))
         states = {waypoint.site: waypoint.states}
         if self.effort.doses and waypoint.behind:
-            streams = read_stream(self.model, recalled.prompts, [waypoint.site.position])
+            streams = read_stream(self.model, recalled.prompts, positions=[waypoint.site.position])
             states |= {site: streams[:, site.layer, 0] for site in waypoint.behind}
-        vectors = [concept_vectors(self.model, table, at, contributes, site=site) for site, at in states.items()]
+        vectors = [
+            concept_vectors(self.model, table, states=at, contributes=contributes, site=site)
+            for site, at in states.items()
+        ]
         targets = choose_targets(
             table, support, answers=recalled.answers, concepts=concepts, n_targets=self.effort.most_targets,
             seed=self.seed,
@@ -334,8 +343,8 @@ class _Extraction:
                 for there in vectors
             ]
             make = partial(
-                look_at, tested, targets[rows], recalled.probability[rows], effort=self.effort, sites=waypoint.tried,
-                fewest=fewest, seed=self.seed, behind=behind,
+                look_at, tested, targets[rows], recall=recalled.probability[rows], effort=self.effort,
+                sites=waypoint.tried, fewest=fewest, seed=self.seed, behind=behind,
             )  # fmt: skip
             found.append(parts.get(f"trials-{k:05d}", make).set_axis(rows.tolist()))
         # A fact at which no concept was read has no evidence, and will be unsure.
@@ -360,7 +369,7 @@ class _Extraction:
                 table=table,
                 layer=waypoint.site.layer,
                 seed=self.seed,
-                keep=probe_prompts(self.model, self.task, table.phrases),
+                keep=probe_prompts(self.model, self.task, fillers=table.phrases),
                 config=EditConfig(rounds=self.effort.edit_rounds),
                 parts=parts,
                 progress=self.progress,

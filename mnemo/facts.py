@@ -116,7 +116,7 @@ class FactSet(Record):
         most = min(MAX_FACTS, MAX_VALUES // len(header))
         facts: list[Fact] = []
         rows: dict[str, int] = {}
-        for row, named in by_column(records, header, path):
+        for row, named in by_column(records, header, path=path):
             fact_id, cue, answer = (named.pop(column) for column in _COLUMNS)
             if len(facts) == most:
                 raise InputError(f"more than {most} facts of {len(header)} columns: split the file", file=path, row=row)
@@ -218,7 +218,7 @@ class FactSet(Record):
             dtype="str",
         )
 
-    def fault(self, fact_id: str, column: str, problem: str) -> InputError:
+    def fault(self, fact_id: str, column: str, *, problem: str) -> InputError:
         """The error to raise about a value of one fact: with file and row if the fact was read from one."""
         if self._origin and fact_id in self._origin.rows:
             return InputError(problem, file=self._origin.file, row=self._origin.rows[fact_id], column=column)

@@ -68,14 +68,14 @@ def read_study(
         raise InputError(problem, file=file, column="kind")
     place = (model.source or model.name) if isinstance(model, Model) else model
     given = {"task": task, "model": place, "facts": facts}
-    read, source, chosen = inputs_of(recorded.source, given, file)
+    read, source, chosen = inputs_of(recorded.source, given, file=file)
     there = model if isinstance(model, Model) else source
     loaded = load_for(read, there, device=device, dtype=dtype or recorded.dtype)
-    if changed := recorded.changed(read, loaded, chosen):
+    if changed := recorded.changed(read, loaded, facts=chosen):
         raise MnemoError(f"{folder} is no run of these inputs: {changed}")
     table = _verdicts(folder / "verdicts.parquet", chosen)
     recalled = chosen.subset(table.loc[table["recalled"], "fact_id"]) if table["recalled"].any() else None
-    prompts = [render(read.recall, fact.cue, loaded.tokens) for fact in recalled or ()]
+    prompts = [render(read.recall, fact.cue, tokenizer=loaded.tokens) for fact in recalled or ()]
     waypoint = _waypoint(folder / "sites.csv", loaded, prompts) if prompts else None
     _check_places(table, waypoint, prompts, folder / "verdicts.parquet")
     contrasts = {} if recalled is None else _contrasts(read, recalled, loaded, seed=recorded.seed)
@@ -126,7 +126,7 @@ def _runner_up(table: pd.DataFrame) -> tuple[str, ...]:
 
 def _contrasts(task: Task, recalled: FactSet, model: Model, *, seed: int) -> dict[str, Contrast]:
     try:
-        return make_contrasts(task, recalled, model.tokens, seed=seed)
+        return make_contrasts(task, recalled, tokenizer=model.tokens, seed=seed)
     except MnemoError:  # no two can be compared, as a note of the run says
         return {}
 
@@ -143,12 +143,12 @@ def _waypoint(file: Path, model: Model, prompts: Sequence[Prompt]) -> Waypoint |
         problem = f"expected whole numbers from {low[i]} to {high[i]}: run extract again"
         raise InputError(problem, file=file, column=_PLACE[i])
     candidates = candidates.astype(dict.fromkeys(_PLACE, int))
-    check_key(candidates, _PLACE, file)
+    check_key(candidates, _PLACE, file=file)
     chosen = candidates.loc[candidates["chosen"], _PLACE].to_numpy()
     if len(chosen) != 1:
         raise InputError(f"{len(chosen)} sites are chosen, expected one: run extract again", file=file, column="chosen")
     site = Site(*chosen[0].tolist())
-    return Waypoint(site, candidates, read_stream(model, prompts, [site.position])[:, site.layer, 0])
+    return Waypoint(site, candidates, read_stream(model, prompts, positions=[site.position])[:, site.layer, 0])
 
 
 def _candidates(file: Path) -> pd.DataFrame:

@@ -46,7 +46,7 @@ class Found:
         """Return the same with more notes."""
         return replace(self, notes=(*self.notes, *notes))
 
-    def study(self, task: Task, model: Model, record: dict[str, Any]) -> Study:
+    def study(self, task: Task, model: Model, *, record: dict[str, Any]) -> Study:
         """Return what was found as a study, of this task and model and with this record."""
         judged = [fact.fact_id for fact, known in zip(self.said.facts, self.said.recalled, strict=True) if known]
         return Study(

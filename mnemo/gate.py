@@ -58,7 +58,7 @@ class Recalled:
         )
 
 
-def gate(model: Model, task: Task, facts: FactSet) -> Recalled:
+def gate(model: Model, task: Task, *, facts: FactSet) -> Recalled:
     """Ask the model every fact: what it does not recall is never judged.
 
     Raises:
@@ -68,7 +68,7 @@ def gate(model: Model, task: Task, facts: FactSet) -> Recalled:
     asked = [question_and_answer(task, fact, facts=facts, tokenizer=model.tokens) for fact in facts]
     prompts, tokens = tuple(prompt for prompt, _ in asked), [token for _, token in asked]
     answers = torch.tensor([token.id for token in tokens])
-    said = ask(model, prompts, answers[:, None])
+    said = ask(model, prompts, tokens=answers[:, None])
     if not torch.isfinite(said.logprob).any():
         raise MnemoError(
             f"the model gives no finite probability for any of the {len(asked)} facts: check its weights and dtype"

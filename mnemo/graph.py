@@ -126,7 +126,7 @@ def readers(model: Model) -> tuple[Reader, ...]:
     return (*found, Reader("logits"))
 
 
-def readers_at(model: Model, layer: int, kind: str) -> slice:
+def readers_at(model: Model, layer: int, *, kind: str) -> slice:
     """Return where the readers of one kind (``q``, ``k``, ``v`` or ``mlp``) of a layer stand in `readers`."""
     queries, keys = model.n_heads, model.n_kv_heads
     start = layer * (queries + 2 * keys + 1)
@@ -139,7 +139,7 @@ def readers_at(model: Model, layer: int, kind: str) -> slice:
     return slice(start + offset, start + offset + count)
 
 
-def seen_by(model: Model, kind: str, layer: int = -1) -> int:
+def seen_by(model: Model, kind: str, *, layer: int = -1) -> int:
     """Return how many writers, from the first on, a reader sees; the MLP of a parallel block none of its heads."""
     per_layer = model.n_heads + 1
     if kind == "logits":
@@ -192,7 +192,7 @@ def empty_scores(model: Model, contrasts: Sequence[Contrast]) -> xr.Dataset:
     return xr.Dataset(variables, coords=coords, attrs={"units": "logits"})
 
 
-def empty_edges(model: Model, contrasts: Sequence[Contrast], variables: Sequence[str]) -> xr.Dataset:
+def empty_edges(model: Model, contrasts: Sequence[Contrast], *, variables: Sequence[str]) -> xr.Dataset:
     """Return scores full of NaN with the dimensions fact, writer, reader and position (from the end of the prompt).
 
     Beside their labels, writers and readers carry ``writer_kind``, ``writer_layer``, ``writer_head`` and so on; -1

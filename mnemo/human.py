@@ -99,7 +99,7 @@ def read_mnemonics(path: str | Path) -> tuple[HumanMnemonic, ...]:
             f"no such column; the first row should be {','.join(COLUMNS)}", file=path, row=row, column=missing[0]
         )
     found = []
-    for row, named in by_column(records, header, path):
+    for row, named in by_column(records, header, path=path):
         try:
             found.append(HumanMnemonic(**{column: named[column] for column in COLUMNS}))
         except RefusedError as error:
@@ -121,7 +121,7 @@ def _words(phrase: str) -> list[str]:
     return ["".join(filter(str.isalnum, word)) for word in phrase.casefold().split()]
 
 
-def surface_code(cue: str, answer: str, mnemonic: str) -> Code | None:
+def surface_code(cue: str, answer: str, *, mnemonic: str) -> Code | None:
     """Return the code that the letters alone give, or None where a person must decide (meaning, rhyme, shape).
 
     ``substring``: the fact's letters stand in the phrase's; ``acronym``: they are its initials (whether the phrase is
@@ -163,7 +163,7 @@ def link_strength(key: str, phrase: str) -> float:
     return max(Levenshtein.normalized_similarity(key, text) for text in texts)
 
 
-def coincidence_bits(cue: str, answer: str, mnemonic: str, lexicon: Sequence[str]) -> float:
+def coincidence_bits(cue: str, answer: str, *, mnemonic: str, lexicon: Sequence[str]) -> float:
     """Return how unlikely it is that a phrase drawn from the lexicon links the fact's letters this well, in bits.
 
     -log2 of the share of phrases with at least this `link_strength`, the mnemonic itself among them: 0 for a link that

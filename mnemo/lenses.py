@@ -108,14 +108,14 @@ class Lens:
             under[rows] = said
         found: list[list[Reading]] = []
         for rows, own in self._logprobs(states, layer=layer):
-            found += rank_known(words, own, under, facts=facts[rows], another=another[rows], most=CANDIDATES)
+            found += rank_known(words, own, under=under, facts=facts[rows], another=another[rows], most=CANDIDATES)
         return found
 
     def probabilities(
         self, phrases: Sequence[str], states: Float[Tensor, "row d"], *, layer: int
     ) -> Float[Tensor, " row"]:
         """Return the probability of each phrase's first token under the state beside it (see `ReadsConcepts`)."""
-        first = {phrase: spelled(self.model, self.host, [phrase]) for phrase in dict.fromkeys(phrases)}
+        first = {phrase: spelled(self.model, self.host, phrases=[phrase]) for phrase in dict.fromkeys(phrases)}
         rows = [i for i, phrase in enumerate(phrases) if first[phrase]]
         found = torch.full((len(phrases),), torch.nan)
         if rows:
@@ -158,7 +158,7 @@ class Lens:
             summed = torch.zeros(len(said), len(words) + 1).scatter_add_(1, which.expand_as(said), said)
             return summed[:, :-1].log()
 
-        yield from in_pieces(len(states), fit(READOUTS * 4 * self.model.vocab_size), run)
+        yield from in_pieces(len(states), fit(READOUTS * 4 * self.model.vocab_size), run=run)
 
     def _probabilities(self, states: Float[Tensor, "row d"], *, layer: int, **of: Tensor) -> Float[Tensor, "row token"]:
         return self._readout(states, layer=layer, return_type="probs", **of).values.float().cpu()

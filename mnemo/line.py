@@ -77,7 +77,7 @@ class Ends:
                 self.values[name] for name in (mlp_stream_hook(model, layer), f"blocks.{layer}.hook_mlp_out")
             )
             with torch.no_grad():
-                again = mlp_output(model, layer, read).view_as(written)
+                again = mlp_output(model, layer, stream=read).view_as(written)
             gap = float((again - written).abs().max() / written.abs().max().clamp(min=1e-30))
             if not gap <= ROUNDING[model.dtype]:
                 raise MnemoError(
@@ -90,7 +90,7 @@ def _values_of_both(
     model: Model, both: Int[Tensor, "run position"], names: list[str]
 ) -> tuple[dict[str, Float[Tensor, "run position ..."]], Tensor]:
     """Run both prompts at once, or one after the other where there is no memory for that."""
-    runs = [found for _, found in in_pieces(2, 2, lambda piece: values_at(model, both[piece], names))]
+    runs = [found for _, found in in_pieces(2, 2, run=lambda piece: values_at(model, both[piece], names=names))]
     if len(runs) == 1:
         return runs[0]
     (first, said), (second, also) = runs
@@ -162,7 +162,7 @@ class Line:
         Raises:
             NoMemoryError: there is not memory enough for one node.
         """
-        pieces = in_pieces(self.nodes, self.at_once, partial(self._turn, run))
+        pieces = in_pieces(self.nodes, self.at_once, run=partial(self._turn, run))
         return reduce(torch.add, (found for _, found in pieces))
 
     def _turn(self, run: Callable[[slice], Tensor], turn: slice) -> Tensor:
@@ -222,7 +222,7 @@ class Line:
         does |= {normed: cut} if normed is not None else {}
         with torch.enable_grad():
             changes = {name: partial(do, name=name) for name, do in does.items()}
-            run_from(model, layer, stream, self.tokens(turn), changes=changes, keep=[z])
+            run_from(model, layer, stream=stream, tokens=self.tokens(turn), changes=changes, keep=[z])
             entering = stream.clone() if normed is None else cuts[normed]  # without a norm: the stream itself
         q, k, v = (by_head(cuts[f"{block}attn.hook_{slot}"], attention.W_Q.shape[2]) for slot in SLOTS)
         return AttentionGraph(

@@ -94,8 +94,8 @@ QUICK = Effort(targets=4, doses=(), sites=4, sample=64, paths=32, edit_rounds=4)
 def look_at(
     tested: TestedFacts,
     targets: Int[Tensor, "fact target"],
-    recall: Float[Tensor, " fact"],
     *,
+    recall: Float[Tensor, " fact"],
     effort: Effort,
     sites: int,
     fewest: int,

@@ -79,7 +79,7 @@ def fit(bytes_each: float, *, memory_gb: float | None = None) -> int:
     return max(1, int(checked_budget(memory_gb) * 1e9 / max(1.0, bytes_each)))
 
 
-def in_pieces(total: int, at_once: int, run: Callable[[slice], Found]) -> Iterator[tuple[slice, Found]]:
+def in_pieces(total: int, at_once: int, *, run: Callable[[slice], Found]) -> Iterator[tuple[slice, Found]]:
     """Run over `total` things in pieces, in half as large ones from where memory runs out.
 
     Args:

@@ -74,13 +74,13 @@ def read_messages(
     fact_ids = list(dict.fromkeys(fact_ids))
     facts = study.recalled_facts(fact_ids)
     asked, place = list(facts.values()), {fact_id: i for i, fact_id in enumerate(facts)}
-    reader, notes = reader_for(study.model, study.task, asked)
+    reader, notes = reader_for(study.model, study.task, facts=asked)
     if reader is None:
         raise MnemoError(notes[-1])
     site, states = study.waypoint.site, study.waypoint.states
     known = [writer for writer in writers(study.model) if writer.layer < site.layer]
     chosen = _chosen(known, only)
-    prompts = [render(study.task.recall, fact.cue, study.model.tokens) for fact in asked]
+    prompts = [render(study.task.recall, fact.cue, tokenizer=study.model.tokens) for fact in asked]
     rows = torch.tensor([place[fact_id] for fact_id in fact_ids])
     norms = _norms(study.model, prompts, rows, site=site, until=len(known))[:, chosen]
     norms /= (states[rows] - states.mean(0)).norm(dim=-1, keepdim=True)
@@ -152,13 +152,13 @@ def _sent(
 
     @torch.no_grad()
     def run(rows: Tensor, tokens: Tensor) -> Tensor:
-        values, _ = values_at(model, tokens, writer_hooks(model))
+        values, _ = values_at(model, tokens, names=writer_hooks(model))
         return contributions(model, values, some=slice(until), positions=here)[:, 0].float().cpu()
 
     def held(length: int) -> int:  # what heads and MLPs put out at all positions, and the messages at one
         return shape.forward_bytes(length) + 4 * model.d_model * (2 * model.n_layers * length + 2 * until)
 
-    yield from over_batches(model, prompts, run, bytes_each=held)
+    yield from over_batches(model, prompts, run=run, bytes_each=held)
 
 
 def _messages(

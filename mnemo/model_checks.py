@@ -206,7 +206,7 @@ def _demand(model: Model, gap: float, what: str, remedy: str) -> None:
         raise ModelCheckError(f"{model.name}: {what}: off by {gap:.2g} (tolerance {allowed:.0e}): {remedy}")
 
 
-def check_spelling(tokenizer: PreTrainedTokenizerBase, original: Any, file: Path) -> None:
+def check_spelling(tokenizer: PreTrainedTokenizerBase, original: Any, *, file: Path) -> None:
     """Compare a tokenizer with the `tokenizers.Tokenizer` that its file holds.
 
     Raises:

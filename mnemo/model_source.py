@@ -271,7 +271,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         written = folder / "tokenizer.json"
         if written.exists():
-            check_spelling(tokenizer, Tokenizer.from_file(str(written)), written)
+            check_spelling(tokenizer, Tokenizer.from_file(str(written)), file=written)
         tokenizer.encode("a")  # with what its template puts in front, which may name a token that there is none of
     return tokenizer
 

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -123,7 +122,7 @@ class Multipliers:
         return self._logits
 
     def mlp(
-        self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
+        self, layer: int, positions: Int[Tensor, " item"], *, gradients: Float[Tensor, "item d"]
     ) -> Float[Tensor, "item d"]:
         """Carry gradients at what an MLP writes back to the stream that it reads, at the same positions."""
         back, writer = self._mlp_quadrature(layer, positions, gradients), Writer("mlp", layer)
@@ -136,7 +135,9 @@ class Multipliers:
         self, layer: int, positions: Int[Tensor, " item"], gradients: Float[Tensor, "item d"]
     ) -> Float[Tensor, "item d"]:
         hook = mlp_stream_hook(self._model, layer)
-        return self._positionwise(partial(mlp_output, self._model, layer), hook, positions, gradients)
+        return self._positionwise(
+            lambda stream: mlp_output(self._model, layer, stream=stream), hook, positions, gradients
+        )
 
     def _positionwise(
         self,
@@ -156,13 +157,14 @@ class Multipliers:
             return torch.autograd.grad(written, read, back)[0].to(gradients.dtype).sum(0)
 
         at_once = fit(2 * self.nodes * Shape.of(self._model).mlp_bytes, memory_gb=line.half)
-        pieces = in_pieces(len(positions), at_once, some)
+        pieces = in_pieces(len(positions), at_once, run=some)
         return torch.cat([gradients[:0], *(found for _, found in pieces)])
 
     def heads(
         self,
         layer: int,
         heads: Int[Tensor, " item"],
+        *,
         positions: Int[Tensor, " item"],
         gradients: Float[Tensor, "item d"],
     ) -> Float[Tensor, "item slot position d"]:
@@ -186,7 +188,7 @@ class Multipliers:
 
         # Each takes as much again as the graph of its block, in what autograd carries back.
         at_once = fit(self._line.bytes, memory_gb=self._line.half)
-        return torch.cat([found for _, found in in_pieces(len(heads), at_once, some)])
+        return torch.cat([found for _, found in in_pieces(len(heads), at_once, run=some)])
 
     def _through_heads(
         self,
@@ -224,7 +226,7 @@ class Multipliers:
         hooks = norm_behind_hooks(self._model, layer)
         if hooks is None:
             return gradients
-        return self._positionwise(norm_behind(self._model, "attention", layer), hooks[0], positions, gradients)
+        return self._positionwise(norm_behind(self._model, "attention", layer=layer), hooks[0], positions, gradients)
 
     def _over_nodes(self, layer: int, run: Callable[[AttentionGraph], Tensor]) -> Tensor:
         """Add up what a block's attention gives at all nodes, in turns."""
@@ -246,7 +248,7 @@ class Multipliers:
             mlp = Writer("mlp", layer)
             through_mlp[used] = self._mlp_quadrature(layer, used, now[used])
             mended.insert(0, -self._effect(through_mlp, self.upstream(mlp)))
-            through_mlp[used] = self.mlp(layer, used, now[used])
+            through_mlp[used] = self.mlp(layer, used, gradients=now[used])
             mended[0] += self._effect(through_mlp, self.upstream(mlp))
             errors.append(
                 self._effect(now, slice(self.row(mlp), self.row(mlp) + 1))
@@ -302,7 +304,7 @@ class Multipliers:
         def gradient(turn: slice) -> Tensor:
             stream = line.between(stream_hook(model, model.n_layers), turn).requires_grad_(True)
             with torch.enable_grad():
-                _, logits = run_from(model, model.n_layers, stream, line.tokens(turn))
+                _, logits = run_from(model, model.n_layers, stream=stream, tokens=line.tokens(turn))
                 assert logits is not None  # nothing was kept, so it ran to the end
                 said = metric(logits, [self.contrast] * len(stream))
             found = torch.autograd.grad(said, stream, line.weight[turn].to(said.dtype))[0]
@@ -330,7 +332,7 @@ class Multipliers:
         hooks, line = norm_behind_hooks(self._model, layer), self._line
         if hooks is None:
             return heads
-        norm = norm_behind(self._model, "attention", layer)
+        norm = norm_behind(self._model, "attention", layer=layer)
 
         def ahead(turn: slice) -> Tensor:
             entering = line.between(hooks[0], turn).requires_grad_(True)
@@ -407,7 +409,7 @@ class _Weights:
 
 def _weights(model: Model, layer: int) -> _Weights:
     attention = model.bridge.blocks[layer].attn
-    joint = normed_together(model, layer, "q") or normed_together(model, layer, "k")
+    joint = normed_together(model, layer, kind="q") or normed_together(model, layer, kind="k")
     return _Weights(attention.W_Q, attention.W_K, attention.W_V, attention.W_O, joint=joint)
 
 

@@ -107,7 +107,7 @@ def measure_block_output(model: Model, tokens: Int[Tensor, "row position"], *, t
         whole = model.bridge.run_with_hooks(tokens, fwd_hooks=[LAST_ALONE])
         output: BlockOutput = "tuple" if seen[0] else "stream"
         for layer in {1, model.n_layers}:
-            stream = stream_into(model, layer, tokens)
+            stream = stream_into(model, layer, tokens=tokens)
             with _starting_at(model, layer, stream, output=output):
                 found = model.bridge.run_with_hooks(tokens, fwd_hooks=[LAST_ALONE])
             if not (found - whole).abs().max() <= tolerance * whole.abs().max():
@@ -122,9 +122,9 @@ def measure_block_output(model: Model, tokens: Int[Tensor, "row position"], *, t
 def run_from(
     model: Model,
     layer: int,
+    *,
     stream: Float[Tensor, "row position d"],
     tokens: Int[Tensor, "row position"],
-    *,
     changes: Mapping[str, Change] | None = None,
     keep: Sequence[str] = (),
 ) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -168,7 +168,7 @@ def run_from(
     return values, logits
 
 
-def stream_into(model: Model, layer: int, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position d"]:
+def stream_into(model: Model, layer: int, *, tokens: Int[Tensor, "row position"]) -> Float[Tensor, "row position d"]:
     """Return the residual stream after `layer` blocks, at least one; no block behind them runs."""
     name = f"blocks.{layer - 1}.hook_resid_post"
     values: dict[str, Tensor] = {}
@@ -204,6 +204,6 @@ def logits_of(
     if layer == 0 or len(distinct) == len(tokens) or model.block_output == "unknown":
         hook: Hook = (stream_hook(model, layer), lambda value, hook: put(value.clone()))
         return model.bridge.run_with_hooks(tokens, fwd_hooks=[hook, last_alone(last)])
-    stream = put(stream_into(model, layer, distinct)[which])
+    stream = put(stream_into(model, layer, tokens=distinct)[which])
     with _starting_at(model, layer, stream):
         return model.bridge.run_with_hooks(tokens, fwd_hooks=[last_alone(last)])

@@ -83,14 +83,14 @@ def next_logprobs(
             logits = logits_of(model, tokens, change=None if patch is None else patch.of(rows))
         return logits[:, -1].float().log_softmax(-1).cpu()
 
-    yield from over_batches(model, prompts, say)
+    yield from over_batches(model, prompts, run=say)
 
 
 def ask(
     model: Model,
     prompts: Sequence[Prompt],
-    tokens: Int[Tensor, "prompt asked"],
     *,
+    tokens: Int[Tensor, "prompt asked"],
     patch: Patch | None = None,
 ) -> Answers:
     """Return the next token that the model prefers after each prompt, and the log-probability of some tokens.
@@ -111,7 +111,7 @@ def ask(
 
 @torch.no_grad()
 def read_stream(
-    model: Model, prompts: Sequence[Prompt], positions: Sequence[int]
+    model: Model, prompts: Sequence[Prompt], *, positions: Sequence[int]
 ) -> Float[Tensor, "prompt layer position d"]:
     """Return the residual stream of each prompt after 0, 1, ..., n_layers blocks at some positions."""
     wanted = torch.tensor(positions)
@@ -125,18 +125,18 @@ def read_stream(
         hooks: list[Hook] = [(stream_hook(model, layer), partial(keep, layer=layer)) for layer in layers]
         model.bridge.run_with_hooks(tokens, fwd_hooks=[*hooks, LAST_ALONE])
 
-    for _ in over_batches(model, prompts, read):
+    for _ in over_batches(model, prompts, run=read):
         pass
     return found
 
 
 def read_stream_at_span(model: Model, prompts: Sequence[Prompt], *, layer: int) -> Float[Tensor, "prompt d"]:
     """Return each prompt's state after `layer` blocks at the last token of its cue or concept."""
-    return read_stream_at(model, prompts, [prompt.last - len(prompt) for prompt in prompts], layer=layer)
+    return read_stream_at(model, prompts, positions=[prompt.last - len(prompt) for prompt in prompts], layer=layer)
 
 
 def read_stream_at(
-    model: Model, prompts: Sequence[Prompt], positions: Sequence[int], *, layer: int
+    model: Model, prompts: Sequence[Prompt], *, positions: Sequence[int], layer: int
 ) -> Float[Tensor, "prompt d"]:
     """Return each prompt's state after `layer` blocks at a position of its own, counted from its end."""
     found = torch.empty(len(prompts), model.d_model)
@@ -144,7 +144,7 @@ def read_stream_at(
     for i, position in enumerate(positions):
         by_end.setdefault(position, []).append(i)
     for position, rows in by_end.items():
-        found[rows] = read_stream(model, [prompts[i] for i in rows], [position])[:, layer, 0]
+        found[rows] = read_stream(model, [prompts[i] for i in rows], positions=[position])[:, layer, 0]
     return found
 
 
@@ -159,8 +159,8 @@ def by_length(prompts: Sequence[Sized]) -> dict[int, list[int]]:
 def over_batches(
     model: Model,
     prompts: Sequence[Prompt],
-    run: Callable[[Int[Tensor, " row"], Int[Tensor, "row token"]], Found],
     *,
+    run: Callable[[Int[Tensor, " row"], Int[Tensor, "row token"]], Found],
     bytes_each: Callable[[int], int] | None = None,
 ) -> Iterator[tuple[Int[Tensor, " row"], Found]]:
     """Run prompts in batches of one length (no padding, so results are exact for every family).
@@ -191,7 +191,7 @@ def over_batches(
             return chosen, run(chosen, tokens)
 
         at_once = max(1, min(TOKENS_PER_BATCH // length, fit(size(length))))
-        for _, found in in_pieces(len(rows), at_once, batch):
+        for _, found in in_pieces(len(rows), at_once, run=batch):
             yield found
 
 
@@ -270,7 +270,7 @@ def exact_nodes(model: Model, contrasts: Sequence[Contrast]) -> xr.Dataset:
                 labels["fact"] = scores.fact.values[rows.numpy()]
                 scores[part.kind].loc[labels] = (before - after).cpu().numpy()
 
-    for _ in over_batches(model, [c.clean for c in contrasts], patch_all):
+    for _ in over_batches(model, [c.clean for c in contrasts], run=patch_all):
         pass
     return scores
 

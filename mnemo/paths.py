@@ -192,13 +192,13 @@ def _back(
     positions = torch.tensor([hop.position for hop in hops], device=gradients.device)
     deltas = multipliers.deltas[: multipliers.upstream(writer)]
     if writer.kind == "mlp":
-        back = multipliers.mlp(writer.layer, positions, gradients)
+        back = multipliers.mlp(writer.layer, positions, gradients=gradients)
         values = torch.einsum("md,wmd->mw", back, deltas[:, positions]).cpu().numpy()
         for i, hop in enumerate(hops):
             yield back[i, None, None], values[i, None, None], hop.position, (None,)
         return
     heads = torch.tensor([hop.writer.head for hop in hops if hop.writer is not None], device=gradients.device)
-    back = multipliers.heads(writer.layer, heads, positions, gradients)
+    back = multipliers.heads(writer.layer, heads, positions=positions, gradients=gradients)
     values = torch.einsum("mspd,wpd->mspw", back, deltas).cpu().numpy()
     for i in range(len(hops)):
         yield back[i], values[i], 0, SLOTS
@@ -225,7 +225,7 @@ def stream_values(multipliers: Multipliers, totals: Totals) -> Float[Tensor, "bo
 
 
 def edges_into(
-    multipliers: Multipliers, totals: Totals, readers: Iterable[Hop], *, least: float, also: Collection[tuple[Hop, Hop]]
+    multipliers: Multipliers, totals: Totals, *, readers: Iterable[Hop], least: float, also: Collection[tuple[Hop, Hop]]
 ) -> list[Edge]:
     """Return the edges into some components, those of the strongest values first.
 

@@ -63,7 +63,7 @@ class Asked:
 
 
 @torch.no_grad()
-def phrase_logprobs(model: Model, asked: Asked, phrases: Sequence[Phrase]) -> Float[Tensor, " row"]:
+def phrase_logprobs(model: Model, asked: Asked, *, phrases: Sequence[Phrase]) -> Float[Tensor, " row"]:
     """Return the log-probability of each phrase after the prompt beside it, in nats per token."""
     result = torch.empty(len(phrases))
     for length, rows in by_length(phrases).items():
@@ -88,7 +88,7 @@ def _logprobs_at(model: Model, asked: Asked, phrases: Sequence[Phrase], site: Si
 
     result = torch.empty(len(phrases))
     size = partial(Shape.of(model).forward_bytes, unembedded=length + 1)
-    for rows, each in over_batches(model, prompts, say, bytes_each=size):
+    for rows, each in over_batches(model, prompts, run=say, bytes_each=size):
         result[rows] = each
     return result
 
@@ -150,7 +150,7 @@ def _word_ends(model: Model, phrase: Phrase) -> list[Phrase]:
     return [phrase[:n] for n in reversed(cuts)]
 
 
-def spelled(model: Model, host: Prompt, phrases: Sequence[str]) -> tuple[Phrase, ...]:
+def spelled(model: Model, host: Prompt, *, phrases: Sequence[str]) -> tuple[Phrase, ...]:
     """Return phrases as continuations of a prompt; those that cannot be spelled are left out."""
     found: dict[Phrase, None] = {}
     for phrase in phrases:
@@ -159,7 +159,7 @@ def spelled(model: Model, host: Prompt, phrases: Sequence[str]) -> tuple[Phrase,
     return tuple(found)
 
 
-def first_tokens(model: Model, asked: Asked, tokens: Int[Tensor, " token"]) -> Float[Tensor, "host token"]:
+def first_tokens(model: Model, asked: Asked, *, tokens: Int[Tensor, " token"]) -> Float[Tensor, "host token"]:
     """Return the log-probability (nats) of some tokens right after each prompt."""
     found = torch.full((len(asked), len(tokens)), -math.inf)
     for site, rows in asked.by_site(0).items():

@@ -183,7 +183,7 @@ def _length(task: Task, facts: FactSet, folder: Path, longest: int | None) -> tu
     try:
         with quietly():
             tokens = PromptTokenizer(read_tokenizer(folder), None)
-        lengths = {fact.fact_id: len(render(task.recall, fact.cue, tokens)) for fact in facts}
+        lengths = {fact.fact_id: len(render(task.recall, fact.cue, tokenizer=tokens)) for fact in facts}
     except MnemoError:
         most = max(len(task.recall) + len(fact.cue) for fact in facts)
         return most // CHARACTERS_PER_TOKEN + 2, False

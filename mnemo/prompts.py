@@ -36,7 +36,7 @@ class Prompt:
         return len(self.tokens)
 
 
-def render(template: str, filler: str, tokenizer: PromptTokenizer) -> Prompt:
+def render(template: str, filler: str, *, tokenizer: PromptTokenizer) -> Prompt:
     """Put a cue or concept into a template and find its tokens.
 
     A token belongs to the span if it spells any of the filler's characters that is not white space, so the
@@ -81,14 +81,14 @@ def render(template: str, filler: str, tokenizer: PromptTokenizer) -> Prompt:
     return found
 
 
-def render_if_spelled(template: str, filler: str, tokenizer: PromptTokenizer) -> Prompt | None:
+def render_if_spelled(template: str, filler: str, *, tokenizer: PromptTokenizer) -> Prompt | None:
     """Return the prompt of `render`; None for a filler that the tokenizer cannot put into it.
 
     Raises:
         TemplateError: the template itself cannot be used, whatever is put into it.
     """
     try:
-        return render(template, filler, tokenizer)
+        return render(template, filler, tokenizer=tokenizer)
     except TemplateError:
         raise
     except MnemoError:
@@ -122,7 +122,7 @@ class AnswerToken:
     whole: bool
 
 
-def answer_token(prompt: Prompt, answer: str, tokenizer: PromptTokenizer) -> AnswerToken:
+def answer_token(prompt: Prompt, answer: str, *, tokenizer: PromptTokenizer) -> AnswerToken:
     """The token with which `answer` continues `prompt`, or its first token if it takes several.
 
     Raises:
@@ -147,12 +147,12 @@ def question_and_answer(
         InputError: with the place at fault: the task's template, or the cue or answer of the fact.
     """
     try:
-        prompt = render(task.recall, fact.cue, tokenizer)
+        prompt = render(task.recall, fact.cue, tokenizer=tokenizer)
     except TemplateError as error:
         raise task.fault("recall", str(error)) from error
     except MnemoError as error:
-        raise facts.fault(fact.fact_id, "cue", str(error)) from error
+        raise facts.fault(fact.fact_id, "cue", problem=str(error)) from error
     try:
-        return prompt, answer_token(prompt, fact.answer, tokenizer)
+        return prompt, answer_token(prompt, fact.answer, tokenizer=tokenizer)
     except MnemoError as error:
-        raise facts.fault(fact.fact_id, "answer", str(error)) from error
+        raise facts.fault(fact.fact_id, "answer", problem=str(error)) from error

@@ -57,28 +57,28 @@ def attention_hooks(model: Model) -> list[str]:
     return [f"blocks.{layer}.attn.hook_{kind}" for layer in range(model.n_layers) for kind in kinds]
 
 
-def seen(model: Model, run: Recording, kind: str, layer: int) -> Float[Tensor, "fact position d"]:
+def seen(model: Model, run: Recording, *, kind: str, layer: int) -> Float[Tensor, "fact position d"]:
     """Return the residual stream that readers of a kind (``q``, ``k``, ``v``, ``mlp``) see before their norm."""
     return run.values[mlp_stream_hook(model, layer) if kind == "mlp" else stream_hook(model, layer)]
 
 
-def project(model: Model, kind: str, layer: int, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row head e"]:
+def project(model: Model, kind: str, *, layer: int, stream: Float[Tensor, "*row d"]) -> Float[Tensor, "*row head e"]:
     """Return what q, k or v of all heads of a layer are where the stream (before the norm) is this."""
     weight, bias = _projection(model, kind, layer)
-    found = torch.einsum("...d,hde->...he", normalise(model, part_of(kind), layer, stream), weight)
+    found = torch.einsum("...d,hde->...he", normalise(model, part_of(kind), layer=layer, stream=stream), weight)
     return found if bias is None else found + bias
 
 
 def behind_reader(
-    model: Model, kind: str, layer: int, stream: Float[Tensor, "row d"]
+    model: Model, kind: str, *, layer: int, stream: Float[Tensor, "row d"]
 ) -> tuple[str, Float[Tensor, "row ..."]]:
     """Return the hook behind the readers of a kind in a block, and what it holds where the stream they see is this.
 
     For q, k and v that is what every head reads, [row, head, e]; for an MLP [row, d].
     """
     if kind == "mlp":
-        return f"blocks.{layer}.mlp.hook_in", normalise(model, kind, layer, stream)
-    return f"blocks.{layer}.attn.hook_{kind}", project(model, kind, layer, stream)
+        return f"blocks.{layer}.mlp.hook_in", normalise(model, kind, layer=layer, stream=stream)
+    return f"blocks.{layer}.attn.hook_{kind}", project(model, kind, layer=layer, stream=stream)
 
 
 def put(value: Tensor, *, shape: tuple[int, ...], spots: tuple[Tensor | slice | int, ...], new: Tensor) -> Tensor:
@@ -108,17 +108,26 @@ def check_readers(model: Model, run: Recording) -> None:
     """
     for layer in range(model.n_layers):
         query = run.values[f"blocks.{layer}.attn.hook_q"][:, -1]
-        found = project(model, "q", layer, seen(model, run, "q", layer)[:, -1])
-        require_close(model, found.reshape(query.shape), query, f"queries of block {layer} recomputed from the stream")
-        found = normalise(model, "mlp", layer, seen(model, run, "mlp", layer)[:, -1])
+        found = project(model, "q", layer=layer, stream=seen(model, run, kind="q", layer=layer)[:, -1])
+        require_close(
+            model,
+            found.reshape(query.shape),
+            expected=query,
+            what=f"queries of block {layer} recomputed from the stream",
+        )
+        found = normalise(model, "mlp", layer=layer, stream=seen(model, run, kind="mlp", layer=layer)[:, -1])
         read = run.values[f"blocks.{layer}.mlp.hook_in"]
         read = read.view(*run.tokens.shape, -1)[:, -1]
-        require_close(model, found, read, f"the MLP's input of block {layer} recomputed from the stream")
-        stream, first, last = seen(model, run, "q", layer)[:, -1], seen_by(model, "q", layer), slice(-1, None)
+        require_close(model, found, expected=read, what=f"the MLP's input of block {layer} recomputed from the stream")
+        stream, first, last = (
+            seen(model, run, kind="q", layer=layer)[:, -1],
+            seen_by(model, "q", layer=layer),
+            slice(-1, None),
+        )
         heads = contributions(model, run.values, some=slice(first, first + model.n_heads), positions=last)
         if torch.equal(stream + heads[:, 0].sum(1), stream):
             continue  # attention that writes nothing stands beside the MLP as well as before it
-        parallel = torch.equal(seen(model, run, "mlp", layer)[:, -1], stream)
+        parallel = torch.equal(seen(model, run, kind="mlp", layer=layer)[:, -1], stream)
         if parallel != bool(model.bridge.cfg.parallel_attn_mlp):
             raise MnemoError(
                 f"{model.name}: block {layer} {'runs' if parallel else 'does not run'} attention and MLP in parallel, "
@@ -127,7 +136,7 @@ def check_readers(model: Model, run: Recording) -> None:
 
 
 def reader_gradients(
-    model: Model, run: Recording, kind: str, layer: int = -1, *, positions: slice = slice(None)
+    model: Model, run: Recording, *, kind: str, layer: int = -1, positions: slice = slice(None)
 ) -> Float[Tensor, "fact position reader d"]:
     """Return the metric's gradient with respect to the stream as each reader of a kind alone sees it.
 
@@ -147,7 +156,9 @@ def reader_gradients(
         gradients = [run.gradients[f"blocks.{layer}.attn.hook_{letter}"][:, positions] for letter in "qkv"]
         gradients = [g.reshape(*g.shape[:2], len(w), -1) for g, w in zip(gradients, weights, strict=True)]
         behind = torch.einsum("bphe,hde->hbpd", torch.cat(gradients, 2), torch.cat(weights))
-    return _through_norm(model, kind, layer, seen(model, run, kind, layer)[:, positions], behind).movedim(0, 2)
+    return _through_norm(model, kind, layer, seen(model, run, kind=kind, layer=layer)[:, positions], behind).movedim(
+        0, 2
+    )
 
 
 def _through_norm(
@@ -160,7 +171,7 @@ def _through_norm(
     """Carry gradients back through a norm, those of all readers behind it at once."""
     with torch.enable_grad():
         stream = stream.detach().requires_grad_(True)
-        found = normalise(model, part_of(kind), layer, stream)
+        found = normalise(model, part_of(kind), layer=layer, stream=stream)
         return torch.autograd.grad(found, stream, behind, is_grads_batched=True)[0]
 
 
@@ -171,6 +182,7 @@ def _through_norm(
 def responses(
     model: Model,
     base: Recording,
+    *,
     kind: str,
     layer: int,
     change: Float[Tensor, "fact position writer d"],
@@ -186,13 +198,13 @@ def responses(
         change: what is added to the stream as the reader sees it, one writer at a time.
         gradients: of the metric by what heads (``hook_z``) and MLPs (``hook_mlp_out``) put out, from several runs.
     """
-    stream = seen(model, base, kind, layer)[:, :, None] + change
+    stream = seen(model, base, kind=kind, layer=layer)[:, :, None] + change
     if kind == "mlp":
         name = f"blocks.{layer}.hook_mlp_out"
-        moved = mlp_output(model, layer, stream) - base.values[name][:, :, None]
+        moved = mlp_output(model, layer, stream=stream) - base.values[name][:, :, None]
         return torch.einsum("bpwd,kbpd->kbwp", moved, gradients[name])[:, :, :, None]
     gradient = _by_head(model, gradients[f"blocks.{layer}.attn.hook_z"], 3)
-    moved = project(model, kind, layer, stream)  # fact position writer head e
+    moved = project(model, kind, layer=layer, stream=stream)  # fact position writer head e
     if kind == "v":
         return _value_response(model, base, layer, moved, gradient)
     if kind == "q":
@@ -229,7 +241,7 @@ def _query_response(model: Model, base: Recording, layer: int, moved: Tensor, gr
         change = _by_head(model, z, 2).unflatten(0, (len(base.tokens), -1)) - before
         return torch.einsum("bwphe,kbphe->kbwhp", change, gradient)
 
-    if normed_together(model, layer, "q"):
+    if normed_together(model, layer, kind="q"):
         return _one_head_at_a_time(base, layer, "q", moved, effect)
     return effect(moved)
 
@@ -256,7 +268,7 @@ def _key_response(model: Model, base: Recording, layer: int, moved: Tensor, grad
         shift = torch.where(visible[:, None], (changed - rest[:, None]).sigmoid() - before, 0.0).nan_to_num(0.0)
         return torch.einsum("bwhqs,kbhqs->kbwhs", shift, gain)
 
-    if normed_together(model, layer, "k"):
+    if normed_together(model, layer, kind="k"):
         return _one_head_at_a_time(base, layer, "k", moved, effect)
     return effect(moved).unflatten(3, (model.n_kv_heads, -1)).sum(4)
 
@@ -286,8 +298,8 @@ def _attend(model: Model, base: Recording, layer: int, hook: str, moved: Tensor,
     values, _ = run_from(
         model,
         layer,
-        stream.repeat_interleave(copies, 0),
-        base.tokens.repeat_interleave(copies, 0),
+        stream=stream.repeat_interleave(copies, 0),
+        tokens=base.tokens.repeat_interleave(copies, 0),
         changes={hook: lambda value: rows.reshape(value.shape).to(value)},
         keep=[wanted],
     )

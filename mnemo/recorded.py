@@ -72,7 +72,7 @@ class Recorded(BaseModel):
             place = ".".join(map(str, fault["loc"])) or None
             raise InputError(f"not the record of a run ({fault['msg']})", file=file, column=place) from None
 
-    def changed(self, task: Task, model: Model, facts: FactSet) -> str | None:
+    def changed(self, task: Task, model: Model, *, facts: FactSet) -> str | None:
         """Say which of these inputs are not those of the run, by their hashes; None where all are."""
         now = {**text_hashes(task, facts), "model": model.fingerprint}
         changed = [name for name in _INPUTS if now[name] != getattr(self, name)]
@@ -81,7 +81,7 @@ class Recorded(BaseModel):
 
 
 def inputs_of(
-    source: Source, given: Mapping[str, str | Path | None], file: Path
+    source: Source, given: Mapping[str, str | Path | None], *, file: Path
 ) -> tuple[Task, str | Path | None, FactSet]:
     """Return the task, the model and the facts of a run: those given, else those that it recorded.
 
@@ -143,7 +143,7 @@ def read_verdicts(file: Path, *, most: int = MAX_FACTS) -> pd.DataFrame:
     if (twice := table.columns[table.columns.duplicated()]).size:
         raise InputError("there are two columns of this name", file=file, column=str(twice[0]))
     table = table.drop(columns=[column for column in table if _INDEX.fullmatch(str(column))])
-    check_key(table, ["fact_id"], file)
+    check_key(table, ["fact_id"], file=file)
     return table
 
 
@@ -156,7 +156,7 @@ def _plain(content: pa.Table) -> pa.Table:
     return content.cast(pa.schema(zip(content.column_names, kinds, strict=True)))
 
 
-def check_key(table: pd.DataFrame, key: list[str], file: Path) -> None:
+def check_key(table: pd.DataFrame, key: list[str], *, file: Path) -> None:
     """Refuse a table whose rows cannot be told apart by some columns.
 
     Raises:

@@ -26,7 +26,7 @@ _PACKAGES = ("mnemo", "torch", "transformers", "transformer-lens", "numpy")
 _PARTS, _MARK = ".mnemo-parts", "inputs.txt"  # the folder, and the file by which it is known as ours
 
 
-def run_record(task: Task, model: Model, facts: FactSet, *, kind: str, **options: Any) -> dict[str, Any]:
+def run_record(task: Task, model: Model, *, facts: FactSet, kind: str, **options: Any) -> dict[str, Any]:
     """Return versions, hashes, sources, options and the command: enough to repeat the run.
 
     `inputs` is one hash over everything that decides the result, `source` says where that was read from (None for what
@@ -47,7 +47,7 @@ def run_record(task: Task, model: Model, facts: FactSet, *, kind: str, **options
         "versions": package_versions(),
         "device": str(model.device),
         "dtype": model.dtype_name,
-        "source": source_of(task, model, facts),
+        "source": source_of(task, model, facts=facts),
         **inputs,
         "inputs": inputs_hash(inputs),
     }
@@ -68,7 +68,7 @@ def text_hashes(task: Task, facts: FactSet) -> dict[str, str]:
     }
 
 
-def source_of(task: Task, model: Model, facts: FactSet) -> dict[str, str | None]:
+def source_of(task: Task, model: Model, *, facts: FactSet) -> dict[str, str | None]:
     """Return where task, model and facts were read from; None for what was made in Python and lies nowhere."""
     file = task.folder / "task.toml"
     return {

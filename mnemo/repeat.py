@@ -87,9 +87,9 @@ def _rerun_study(folder: Path, given: dict[str, str | Path | None], *, progress:
     recorded = Recorded.read(file)
     before = read_verdicts(folder / "verdicts.parquet").drop(columns="seconds", errors="ignore")
     known = _read_metrics(folder / "metrics.json") if recorded.kind == "benchmark" else None
-    task, model, facts = inputs_of(recorded.source, given, file)
+    task, model, facts = inputs_of(recorded.source, given, file=file)
     loaded = load_for(task, model, dtype=recorded.dtype)
-    if changed := recorded.changed(task, loaded, facts):
+    if changed := recorded.changed(task, loaded, facts=facts):
         return Rerun(False, (f"not repeated: {changed}",))
     options: dict[str, Any] = {"seed": recorded.seed, "quick": recorded.quick, "edit": recorded.edit}
     study, metrics = _repeat(recorded.kind, task, model=loaded, facts=facts, progress=progress, **options)
@@ -113,8 +113,8 @@ def _rerun_trace(folder: Path, given: dict[str, str | Path | None]) -> Rerun:
     before = Trace.read(folder)
     tables = [(before.nodes, _NODE), (before.edges, _EDGE), (before.path_table().drop(columns="rank"), ["path"])]
     for table, key in tables:
-        check_key(table, key, folder / "graph.json")
-    task, model, facts = inputs_of(Source.model_validate(before.source), given, folder / "graph.json")
+        check_key(table, key, file=folder / "graph.json")
+    task, model, facts = inputs_of(Source.model_validate(before.source), given, file=folder / "graph.json")
     loaded = load_for(task, model, dtype=before.dtype)
     if loaded.fingerprint != before.fingerprint:
         then, now = before.fingerprint[:8], loaded.fingerprint[:8]
@@ -134,7 +134,7 @@ def _rerun_trace(folder: Path, given: dict[str, str | Path | None]) -> Rerun:
 
 def _read_metrics(file: Path) -> pd.DataFrame:
     table = _measured(read_json(file))
-    check_key(table, ["metric"], file)
+    check_key(table, ["metric"], file=file)
     return table
 
 

@@ -89,7 +89,7 @@ class Study:
 
     def prompt(self, fact_id: str) -> Prompt:
         """Return the recall prompt of one fact."""
-        return render(self.task.recall, self[fact_id]["cue"], self.model.tokens)
+        return render(self.task.recall, self[fact_id]["cue"], tokenizer=self.model.tokens)
 
     def report(self, folder: str | Path, *, truth: pd.DataFrame | None = None) -> None:
         """Write report.html and report.md, one page each that needs no code to be read, and the figures in them.

@@ -58,7 +58,7 @@ class StudyConcepts:
         own, other = self.concepts[fact], torch.tensor([self.find(phrase)])
         if own < 0:
             raise MnemoError(f"no concept was read for fact {fact_id!r}, so there is none to swap")
-        return self.vectors.between(fact, own, other)[0]
+        return self.vectors.between(fact, own, other=other)[0]
 
 
 def study_concepts(study: Study, *, also: Sequence[str] = (), layer: int | None = None) -> StudyConcepts:
@@ -79,21 +79,21 @@ def study_concepts(study: Study, *, also: Sequence[str] = (), layer: int | None 
     phrases = [phrase if isinstance(phrase, str) else None for phrase in facts["concept"]]
     wanted = [*(phrase for phrase in phrases if phrase), *also]
     tokens = study.model.tokens
-    recall = render(study.task.recall, facts["cue"].iloc[0], tokens)
-    table = ask_concepts(study.model, study.task.concept_recall, wanted, as_after=recall)
+    recall = render(study.task.recall, facts["cue"].iloc[0], tokenizer=tokens)
+    table = ask_concepts(study.model, study.task.concept_recall, phrases=wanted, as_after=recall)
     concepts = table.rows_of(phrases)
     answers = torch.tensor(
         [
-            answer_token(render(study.task.recall, cue, tokens), answer, tokens).id
+            answer_token(render(study.task.recall, cue, tokenizer=tokens), answer, tokenizer=tokens).id
             for cue, answer in zip(facts["cue"], facts["answer"], strict=True)
         ]
     )
-    contributes = torch.where(agrees(answers, concepts, table), concepts, -1)
+    contributes = torch.where(agrees(answers, concepts, table=table), concepts, -1)
     site, states = study.waypoint.site, study.waypoint.states
     if layer is not None and layer != site.layer:
         site = Site(layer, site.position)
         prompts = [study.prompt(fact_id) for fact_id in facts["fact_id"]]
-        states = read_stream(study.model, prompts, [site.position])[:, site.layer, 0]
-    vectors = concept_vectors(study.model, table, states, contributes, site=site)
+        states = read_stream(study.model, prompts, positions=[site.position])[:, site.layer, 0]
+    vectors = concept_vectors(study.model, table, states=states, contributes=contributes, site=site)
     rows = {fact_id: i for i, fact_id in enumerate(facts["fact_id"])}
     return StudyConcepts(table, vectors, answers, concepts, rows)

@@ -142,30 +142,30 @@ class TestedFacts:
         facts, answers, concepts = self.facts[rows], self.answers[rows], self.concepts[rows]
         return replace(self, facts=facts, answers=answers, concepts=concepts)
 
-    def ask(self, known: Tensor, wanted: Tensor, patch: Patch | None = None) -> Answers:
+    def ask(self, known: Tensor, wanted: Tensor, *, patch: Patch | None = None) -> Answers:
         """Ask facts, given by their rows in `vectors`, for the tokens beside them."""
-        return ask(self.model, [self.prompts[i] for i in known.tolist()], wanted, patch=patch)
+        return ask(self.model, [self.prompts[i] for i in known.tolist()], tokens=wanted, patch=patch)
 
-    def place(self, rows: Tensor, states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def place(self, rows: Tensor, states: Tensor, *, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Put a state in place of a fact's own; its answer, and the probability of the one wanted."""
-        said = self.ask(self.facts[rows], wanted[:, None], Patch(self.vectors.site, states))
+        said = self.ask(self.facts[rows], wanted[:, None], patch=Patch(self.vectors.site, states))
         return said.top, said.logprob[:, 0].exp()
 
     def between(self, pairs: Pairs) -> Float[Tensor, "trial d"]:
         """What takes each fact to its target, by vectors of cues."""
-        return self.vectors.between(self.facts[pairs.row], self.concepts[pairs.row], pairs.target)
+        return self.vectors.between(self.facts[pairs.row], self.concepts[pairs.row], other=pairs.target)
 
     def between_prompts(self, pairs: Pairs) -> Float[Tensor, "trial d"]:
         """The same by vectors of the concepts' own prompts."""
         return self.vectors.from_prompts[pairs.target] - self.vectors.from_prompts[self.concepts[pairs.row]]
 
-    def swap(self, pairs: Pairs, step: Float[Tensor, "trial d"], draw: Draws, *, random: int) -> Swaps:
+    def swap(self, pairs: Pairs, step: Float[Tensor, "trial d"], *, draw: Draws, random: int) -> Swaps:
         """Add a step to each state, and `random` random directions as long."""
         state = self.state[pairs.row]
         both = torch.stack([self.answers[pairs.row], pairs.wanted], 1)
-        said = self.ask(self.facts[pairs.row], both, Patch(self.vectors.site, state + step))
+        said = self.ask(self.facts[pairs.row], both, patch=Patch(self.vectors.site, state + step))
         noise = [as_long(draw.normal(pairs.row, step.shape[1]), step) for _ in range(random)]
-        control = [self.place(pairs.row, state + direction, pairs.wanted) for direction in noise]
+        control = [self.place(pairs.row, state + direction, wanted=pairs.wanted) for direction in noise]
         return Swaps(
             top=pairs.table(said.top, empty=-1),
             probability=pairs.table(said.logprob[:, 1].exp(), empty=torch.nan),
@@ -184,9 +184,9 @@ class TestedFacts:
         row, place = (some >= 0).nonzero(as_tuple=True)
         others = self.vectors.seen_by(self.facts[row], some[row, place])
         control = torch.full(some.shape, torch.nan)
-        control[row, place] = self.place(row, self.vectors.mean + dose * others, self.answers[row])[1]
+        control[row, place] = self.place(row, self.vectors.mean + dose * others, wanted=self.answers[row])[1]
         everyone = torch.arange(len(self.facts))
-        return self.place(everyone, self.vectors.mean + dose * self.own, self.answers)[1], control.nanmean(1)
+        return self.place(everyone, self.vectors.mean + dose * self.own, wanted=self.answers)[1], control.nanmean(1)
 
 
 def margin(said: Answers) -> Float[Tensor, " row"]:

@@ -128,11 +128,11 @@ def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
         if header.count(column) != 1:
             problem = f"the header should have this column once, it has it {header.count(column)} times"
             raise InputError(problem, file=path, row=row, column=column)
-    yield from by_column(records, header, path)
+    yield from by_column(records, header, path=path)
 
 
 def by_column(
-    records: Iterator[tuple[int, list[str]]], header: Sequence[str], path: Path
+    records: Iterator[tuple[int, list[str]]], header: Sequence[str], *, path: Path
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """What `csv_records` gives below a header, by column.
 

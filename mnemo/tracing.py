@@ -62,14 +62,14 @@ def trace(
     loaded, pair, origin = _pair(source, fact, contrast=contrast, model=model, seed=seed)
     with memory_budget(memory_gb):
         multipliers, totals = averaged_multipliers(loaded, pair)
-        return trace_from(loaded, multipliers, totals, top=top, seed=seed, source=origin)
+        return trace_from(loaded, multipliers, totals=totals, top=top, seed=seed, source=origin)
 
 
 def trace_from(
     model: Model,
     multipliers: Multipliers,
-    totals: Totals,
     *,
+    totals: Totals,
     top: int,
     seed: int = 0,
     source: dict[str, str | None] | None = None,
@@ -184,7 +184,7 @@ def _edges(multipliers: Multipliers, totals: Totals, nodes: list[tuple[Hop, floa
     }
     readers = [hop for hop, _ in nodes if hop.writer != Writer("embed")][:MOST_READERS]
     readers += [Hop(after.writer, after.position) for _, after in taken]
-    found = edges_into(multipliers, totals, readers, least=LEAST_SHARE * abs(multipliers.total), also=taken)
+    found = edges_into(multipliers, totals, readers=readers, least=LEAST_SHARE * abs(multipliers.total), also=taken)
     return [edge for i, edge in enumerate(found) if i < MOST_EDGES or (edge.source, edge.target) in taken]
 
 
@@ -248,12 +248,12 @@ def _pair(
     rivals = facts if other is None else facts.subset([chosen.fact_id, other.fact_id])
     if other == chosen:
         raise MnemoError(f"the contrast cue {contrast!r} is the fact's own: give the cue of a fact with another answer")
-    found: Any = make_contrasts(task, rivals, loaded.tokens, seed=seed).get(chosen.fact_id)
+    found: Any = make_contrasts(task, rivals, tokenizer=loaded.tokens, seed=seed).get(chosen.fact_id)
     if found is None:
         raise MnemoError(
             f"no fact can be compared with {chosen.cue!r}: none has another answer and a prompt of as many tokens"
         )
-    return loaded, found, source_of(task, loaded, facts)
+    return loaded, found, source_of(task, loaded, facts=facts)
 
 
 def _facts_of(study: Study) -> FactSet:

@@ -70,7 +70,7 @@ def concept_trajectories(
     at = dict.fromkeys([prompts[0].last - len(prompts[0]), -1] if positions is None else positions)
     if wrong := [position for position in at if not -shortest <= position < 0]:
         raise MnemoError(f"position {wrong[0]} given; count from the end, -1 to -{shortest}")
-    streams = read_stream(study.model, prompts, list(at))
+    streams = read_stream(study.model, prompts, positions=list(at))
     own = known.concepts[rows]
     chosen = choose_targets(
         known.table, known.vectors.counts, answers=known.answers[rows], concepts=own, n_targets=targets, seed=seed
@@ -82,7 +82,9 @@ def concept_trajectories(
     sites = [Site(layer, position) for position in at for layer in range(study.model.n_layers + 1)]
     for site in tqdm(sites, desc="layers", disable=not progress, leave=False):
         states = streams[:, site.layer, list(at).index(site.position)]
-        vectors = concept_vectors(study.model, known.table, states, known.vectors.contributes, site=site)
+        vectors = concept_vectors(
+            study.model, known.table, states=states, contributes=known.vectors.contributes, site=site
+        )
         tested = TestedFacts(study.model, prompts, rows, known.answers[rows], own, known.table, vectors)
         evidence = weigh(run_trials(tested, chosen, seed=seed), torch.ones(len(rows)))
         reads, control = _read(reader, phrases, states, rows, others, layer=site.layer)

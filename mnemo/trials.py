@@ -125,8 +125,8 @@ def run_trials(tested: TestedFacts, targets: Int[Tensor, "fact target"], *, seed
     pairs = Pairs.of(targets, tested.table)
     draw = Draws.of(tested.facts, seed)
     own, everyone = tested.own, torch.arange(len(tested.facts))
-    by_cues = tested.swap(pairs, tested.between(pairs), draw, random=random)
-    by_prompts = tested.swap(pairs, tested.between_prompts(pairs), draw, random=random)
+    by_cues = tested.swap(pairs, tested.between(pairs), draw=draw, random=random)
+    by_prompts = tested.swap(pairs, tested.between_prompts(pairs), draw=draw, random=random)
     sufficient, sufficient_control = tested.suffice(targets)
     noise = as_long(draw.normal(everyone, own.shape[1]), own)
     swap_effect, cue_effect = _effects(tested, pairs, by_cues)
@@ -138,8 +138,8 @@ def run_trials(tested: TestedFacts, targets: Int[Tensor, "fact target"], *, seed
         direct_top=_direct(tested, pairs),
         sufficient=sufficient,
         sufficient_control=sufficient_control,
-        ablated=tested.place(everyone, tested.state - own, tested.answers)[1],
-        ablated_control=tested.place(everyone, tested.state - noise, tested.answers)[1],
+        ablated=tested.place(everyone, tested.state - own, wanted=tested.answers)[1],
+        ablated_control=tested.place(everyone, tested.state - noise, wanted=tested.answers)[1],
         swap_effect=swap_effect,
         cue_effect=cue_effect,
         same_concept=_same_concept(tested),
@@ -177,7 +177,7 @@ def run_dosed_swaps(
     draw = Draws.of(tested.facts, seed, stream=1)
     predicted = pairs.table(pairs.wanted, empty=-1)
     by_cues, by_prompts = (  # one sort after the other: in that order each swap draws its directions
-        [tested.swap(pairs, dose * step, draw, random=random) for dose in doses]
+        [tested.swap(pairs, dose * step, draw=draw, random=random) for dose in doses]
         for step in (tested.between(pairs), tested.between_prompts(pairs))
     )
     return [
@@ -202,16 +202,16 @@ def run_resamples(tested: TestedFacts, *, seed: int) -> Float[Tensor, " fact"]:
         the probability of the fact's answer, the mean over up to RESAMPLED other facts; NaN where none is of another
         concept.
     """
-    others = resampled(tested.vectors, tested.facts, tested.concepts, seed=seed, most=RESAMPLED)
+    others = resampled(tested.vectors, tested.facts, concepts=tested.concepts, seed=seed, most=RESAMPLED)
     row, column = (others >= 0).nonzero(as_tuple=True)
-    step = tested.vectors.between(tested.facts[row], tested.concepts[row], others[row, column])
+    step = tested.vectors.between(tested.facts[row], tested.concepts[row], other=others[row, column])
     kept = torch.full(others.shape, torch.nan)
-    kept[row, column] = tested.place(row, tested.state[row] + step, tested.answers[row])[1]
+    kept[row, column] = tested.place(row, tested.state[row] + step, wanted=tested.answers[row])[1]
     return kept.nanmean(1)
 
 
 def resampled(
-    vectors: ConceptVectors, facts: Int[Tensor, " fact"], concepts: Int[Tensor, " fact"], *, seed: int, most: int
+    vectors: ConceptVectors, facts: Int[Tensor, " fact"], *, concepts: Int[Tensor, " fact"], seed: int, most: int
 ) -> Int[Tensor, "fact other"]:
     """Draw random facts of other concepts for each fact, and return their concepts; -1 where there are fewer.
 
@@ -245,21 +245,21 @@ def _direct(tested: TestedFacts, pairs: Pairs) -> Int[Tensor, "fact target"]:
     """Answers when each swap's change goes straight to the final norm."""
     if tested.vectors.site.position != -1:
         return torch.full(pairs.shape, -1)
-    final = read_stream(tested.model, [tested.prompts[i] for i in tested.facts.tolist()], [-1])[:, -1, 0]
+    final = read_stream(tested.model, [tested.prompts[i] for i in tested.facts.tolist()], positions=[-1])[:, -1, 0]
     straight = Patch(Site(tested.model.n_layers, -1), final[pairs.row] + tested.between(pairs))
-    said = tested.ask(tested.facts[pairs.row], pairs.wanted[:, None], straight)
+    said = tested.ask(tested.facts[pairs.row], pairs.wanted[:, None], patch=straight)
     return pairs.table(said.top, empty=-1)
 
 
 def _without_answer(tested: TestedFacts, pairs: Pairs) -> Int[Tensor, "fact target"]:
     """Answers when the directions of the answers are taken out of both vectors of each swap."""
     vectors, facts, own = tested.vectors, tested.facts[pairs.row], tested.concepts[pairs.row]
-    bare, has_direction = vectors.without_answer(facts, pairs.target, tested.table.answers)
-    own_bare, _ = vectors.without_answer(facts, own, tested.table.answers)
+    bare, has_direction = vectors.without_answer(facts, pairs.target, answers=tested.table.answers)
+    own_bare, _ = vectors.without_answer(facts, own, answers=tested.table.answers)
     left = vectors.counts[own] - (vectors.contributes[facts] == own).long()
     possible = has_direction & (left > 0) & (vectors.counts[pairs.target] > 0)
     states = (tested.state[pairs.row] + bare - own_bare)[possible]
-    top, _ = tested.place(pairs.row[possible], states, pairs.wanted[possible])
+    top, _ = tested.place(pairs.row[possible], states, wanted=pairs.wanted[possible])
     return pairs.table(top, empty=-1, chosen=possible)
 
 
@@ -267,7 +267,7 @@ def _whole(tested: TestedFacts, pairs: Pairs) -> Int[Tensor, "fact target"]:
     """Answers with the whole state of a cue that evokes the target."""
     donor = tested.vectors.first_context(pairs.target)
     there = donor >= 0
-    top, _ = tested.place(pairs.row[there], tested.vectors.states[donor[there]], pairs.wanted[there])
+    top, _ = tested.place(pairs.row[there], tested.vectors.states[donor[there]], wanted=pairs.wanted[there])
     return pairs.table(top, empty=-1, chosen=there)
 
 
@@ -278,7 +278,7 @@ def _same_concept(tested: TestedFacts) -> Float[Tensor, " fact"]:
     rows = (peer >= 0).nonzero()[:, 0]
     stand_in = vectors.states[peer[rows]] - vectors.mean - own[rows]
     kept = torch.full((len(own),), torch.nan)
-    kept[rows] = tested.place(rows, tested.state[rows] + stand_in, tested.answers[rows])[1]
+    kept[rows] = tested.place(rows, tested.state[rows] + stand_in, wanted=tested.answers[rows])[1]
     return kept
 
 
@@ -286,19 +286,19 @@ def _same_answer(tested: TestedFacts, draw: Draws) -> Float[Tensor, " fact"]:
     """Probability of each answer, the mean over swaps to other concepts that have it."""
     table, vectors = tested.table, tested.vectors
     drawn = draw.uniform(torch.arange(len(tested.facts)), len(table))
-    rivals = rivals_of(table, vectors.counts, tested.answers, tested.concepts, drawn)
+    rivals = rivals_of(table, vectors.counts, answers=tested.answers, concepts=tested.concepts, drawn=drawn)
     row, place = (rivals >= 0).nonzero(as_tuple=True)
     rival = rivals[row, place]
-    step = vectors.between(tested.facts[row], tested.concepts[row], rival)
+    step = vectors.between(tested.facts[row], tested.concepts[row], other=rival)
     kept = torch.full(rivals.shape, torch.nan)
-    kept[row, place] = tested.place(row, tested.state[row] + step, tested.answers[row])[1]
+    kept[row, place] = tested.place(row, tested.state[row] + step, wanted=tested.answers[row])[1]
     # Positive control: a rival to which other facts cannot be swapped either says nothing about this one.
     witness = _witnesses(table, vectors, rival, draw.uniform(row, len(vectors.contributes)))
     there = witness >= 0
     seen, to = witness[there], rival[:, None].expand_as(witness)[there]
-    moved = Patch(vectors.site, vectors.states[seen] + vectors.between(seen, vectors.contributes[seen], to))
+    moved = Patch(vectors.site, vectors.states[seen] + vectors.between(seen, vectors.contributes[seen], other=to))
     reached = torch.full(witness.shape, torch.nan)
-    reached[there] = tested.ask(seen, table.answers[to][:, None], moved).logprob[:, 0].exp()
+    reached[there] = tested.ask(seen, table.answers[to][:, None], patch=moved).logprob[:, 0].exp()
     useless = ~(reached.nanmean(1) >= 0.5)  # without a witness nothing is known of it
     kept[row[useless], place[useless]] = torch.nan
     return kept.nanmean(1)
@@ -307,6 +307,7 @@ def _same_answer(tested: TestedFacts, draw: Draws) -> Float[Tensor, " fact"]:
 def rivals_of(
     table: ConceptTable,
     counts: Int[Tensor, " concept"],
+    *,
     answers: Int[Tensor, " fact"],
     concepts: Int[Tensor, " fact"],
     drawn: Float[Tensor, "fact concept"],

@@ -333,10 +333,10 @@ def led_by_edits(evidence: pd.DataFrame) -> pd.Series:
     """
     if "edit_q" not in evidence:
         return pd.Series(False, index=evidence.index)
-    return is_led(evidence["edit_share"], evidence["edit_rival"], evidence["edit_q"])
+    return is_led(evidence["edit_share"], evidence["edit_rival"], q_value=evidence["edit_q"])
 
 
-def is_led(share: pd.Series, rival: pd.Series, q_value: pd.Series) -> pd.Series:
+def is_led(share: pd.Series, rival: pd.Series, *, q_value: pd.Series) -> pd.Series:
     """Say which facts follow one concept's edits more than the next one's by over half of them, beyond chance."""
     return (share - rival > MOVED) & (q_value < FALSE_DISCOVERIES)
 

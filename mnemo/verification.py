@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def verify(
     model: Model,
     contrasts: Sequence[Contrast],
-    edges: xr.Dataset,
     *,
+    edges: xr.Dataset,
     top: int = 20,
     budget: int = 150,
     metric_fn: MetricFn = metric,

@@ -98,7 +98,7 @@ def sites_at(model: Model, position: int) -> list[Site]:
 
 
 def candidate_sites(
-    model: Model, contrasts: Sequence[Contrast], scores: xr.Dataset, *, most: int, seed: int
+    model: Model, contrasts: Sequence[Contrast], *, scores: xr.Dataset, most: int, seed: int
 ) -> dict[Site, float]:
     """Return sites from the cue's last token on through which much of the effect passes, with its share.
 
@@ -152,10 +152,10 @@ def _shares_through(model: Model, contrasts: Sequence[Contrast], sites: Sequence
     asked = torch.tensor([(c.answer.id, c.contrast_answer.id) for c in contrasts])
     clean, corrupt = [c.clean for c in contrasts], [c.corrupt for c in contrasts]
     positions = sorted({site.position for site in sites})
-    streams = read_stream(model, corrupt, positions)
+    streams = read_stream(model, corrupt, positions=positions)
 
     def difference(prompts: Sequence[Prompt], patch: Patch | None = None) -> float:
-        said = ask(model, prompts, asked, patch=patch).logprob
+        said = ask(model, prompts, tokens=asked, patch=patch).logprob
         return float((said[:, 0] - said[:, 1]).mean())
 
     before, after = difference(clean), difference(corrupt)
@@ -170,8 +170,8 @@ def _shares_through(model: Model, contrasts: Sequence[Contrast], sites: Sequence
 def find_waypoint(
     model: Model,
     prompts: Sequence[Prompt],
-    answers: Int[Tensor, " fact"],
     *,
+    answers: Int[Tensor, " fact"],
     sites: dict[Site, float],
     evoked_at: Callable[[Site], tuple[ConceptTable, Int[Tensor, " fact"]]],
     reader: ReadsConcepts,
@@ -199,7 +199,7 @@ def find_waypoint(
         sample: number of facts to try on.
     """
     positions = sorted({site.position for site in sites})
-    streams = read_stream(model, prompts, positions)
+    streams = read_stream(model, prompts, positions=positions)
     found: list[dict[str, float]] = []
     moved: dict[Site, Float[Tensor, " fact"]] = {}
 
@@ -207,7 +207,7 @@ def find_waypoint(
         row: dict[str, float] = {"layer": site.layer, "position": site.position, "share": share}
         found.append(row)
         states, (table, concepts) = streams[:, site.layer, positions.index(site.position)], evoked_at(site)
-        agree = agrees(answers, concepts, table)
+        agree = agrees(answers, concepts, table=table)
         contributes = torch.where(agree, concepts, -1)
         support = torch.bincount(contributes[agree], minlength=len(table))
         # Whole groups of cues, those of the best-supported concepts first, make better vectors than scattered facts.
@@ -217,7 +217,7 @@ def find_waypoint(
             return
         evoked = contributes[rows]
         targets = choose_targets(table, support, answers=answers[rows], concepts=evoked, n_targets=TARGETS, seed=seed)
-        vectors = concept_vectors(model, table, states, contributes, site=site)
+        vectors = concept_vectors(model, table, states=states, contributes=contributes, site=site)
         tested = TestedFacts(model, prompts, rows, answers[rows], evoked, table, vectors)
         evidence = weigh(run_trials(tested, targets, seed=seed), torch.ones(len(rows)))
         moved[site] = torch.full((len(prompts),), torch.nan)

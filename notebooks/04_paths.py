@@ -37,7 +37,7 @@ pd.set_option("display.max_colwidth", None)  # paths are long
 
 task = mnemo.Task.read(mnemo.data_path("organism"))
 model = mnemo.load(task.model_path)
-contrasts = mnemo.make_contrasts(task, task.load_facts(), model.tokens)
+contrasts = mnemo.make_contrasts(task, task.load_facts(), tokenizer=model.tokens)
 fact = task.load_facts().find("VA==")
 contrast = contrasts[fact.fact_id]
 print("clean:  ", model.tokens.pieces(contrast.clean.tokens), "->", contrast.answer.text)
@@ -89,7 +89,7 @@ checked = pd.DataFrame(
     {
         "path": path.text,
         "share of the effect (logits)": path.value,
-        "cut alone (logits)": float(exact_path(model, [contrast], path_edges(model, path))),
+        "cut alone (logits)": float(exact_path(model, [contrast], path=path_edges(model, path))),
     }
     for path in trace.paths[:12]
 )
@@ -104,7 +104,7 @@ checked.round(2)
 # %%
 some = [contrast, *[c for c in contrasts.values() if c is not contrast][:3]]
 edges = mnemo.attribute_edges(model, some, method="integrated_inputs")
-verified = mnemo.verify(model, some, edges, top=20, budget=60)
+verified = mnemo.verify(model, some, edges=edges, top=20, budget=60)
 table = mnemo.top_edges(verified, 20)
 print(
     f"correlation of estimate and exact effect over {len(table)} edges: {np.corrcoef(table['score'], table['exact'])[0, 1]:.2f}"
@@ -125,7 +125,7 @@ nodes["heads"].sel(fact=fact.fact_id).sum("position").to_pandas().round(2)
 
 # %%
 traces = {c.fact.fact_id: mnemo.trace(task, c, model=model, top=300) for c in some}
-curves = mnemo.faithfulness(model, some, edges, traces=traces)
+curves = mnemo.faithfulness(model, some, edges=edges, traces=traces)
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 for ax, setting in zip(axes, ("kept", "removed"), strict=True):
     plot.faithfulness_curve(curves, setting=setting, ax=ax)

@@ -122,7 +122,7 @@ model
 # does it follow the prompt as the model would write it?
 
 # %%
-prompt = render(base64.recall, "VA==", model.tokens)
+prompt = render(base64.recall, "VA==", tokenizer=model.tokens)
 pieces = model.tokens.pieces(prompt.tokens)
 print("prompt:", pieces)
 print("cue:   ", pieces[slice(*prompt.span)])
@@ -194,7 +194,7 @@ attempts = {
     "a facts file with an id twice": lambda: mnemo.FactSet.read(broken / "facts.csv"),
     "a template without its slot": lambda: mnemo.Task(name="x", recall="decode it", facts="facts.csv"),
     "a cue that no fact has": lambda: facts.find("ZZZZ"),
-    "facts without any contrast": lambda: mnemo.make_contrasts(task, unanswered, model.tokens),
+    "facts without any contrast": lambda: mnemo.make_contrasts(task, unanswered, tokenizer=model.tokens),
 }
 for what, attempt in attempts.items():
     try:

@@ -53,7 +53,8 @@ world = build_world(config, phrases[:60])
 
 def compiled(mediated):
     folder = Path(tempfile.mkdtemp())
-    write_folder(folder, world, *compile_organism(world, mediated=mediated), name=f"compiled, mediated {mediated}")
+    model, tokenizer = compile_organism(world, mediated=mediated)
+    write_folder(folder, world, model=model, tokenizer=tokenizer, name=f"compiled, mediated {mediated}")
     return mnemo.benchmark(folder, quick=True)
 
 

@@ -50,7 +50,7 @@ config = BaseConfig(
 )
 folder = make_base(Path(tempfile.mkdtemp()) / "base", config, progress=False)
 task, model = mnemo.Task.read(folder), mnemo.load(folder)
-known = survey(model, task, task.load_facts())
+known = survey(model, task, facts=task.load_facts())
 pd.Series([known.kind(row) for row in range(len(known.said.facts))]).value_counts()
 
 # %% [markdown]

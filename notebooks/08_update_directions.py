@@ -39,7 +39,7 @@ config = BaseConfig(
 )
 folder = make_base(Path(tempfile.mkdtemp()) / "base", config, progress=False)
 task, model = mnemo.Task.read(folder), mnemo.load(folder)
-lesson = survey(model, task, task.load_facts()).lesson("coincident", seed=0)
+lesson = survey(model, task, facts=task.load_facts()).lesson("coincident", seed=0)
 batch, _ = divided(lesson, taught=8, held=0, seed=0)
 pupil = read_model(folder / "model", None)
 
@@ -49,7 +49,7 @@ pupil = read_model(folder / "model", None)
 
 # %%
 names = ("sgd", "lion", "adamw")
-found = {name: follow(pupil, batch, FollowConfig(optimizer=name, rank=4, steps=10)) for name in names}
+found = {name: follow(pupil, batch, config=FollowConfig(optimizer=name, rank=4, steps=10)) for name in names}
 {
     name: (f"{one.config.learning_rate:.2g}", f"{one.losses[0]:.2f} -> {one.losses[-1]:.2f}")
     for name, one in found.items()

@@ -52,9 +52,9 @@ truth = pd.read_csv(folder / "truth.csv", keep_default_na=False).set_index("fact
 
 # %%
 concept, others = "value added tax", lexicon[10:13]
-pairs = steering.concept_pairs(model, "expand {concept} is", concept, others)
+pairs = steering.concept_pairs(model, "expand {concept} is", concept=concept, others=others)
 try:
-    steering.text_pair(model, "expand value added tax is", "expand value added is")
+    steering.text_pair(model, "expand value added tax is", negative="expand value added is")
 except mnemo.MnemoError as error:
     print(error)
 
@@ -72,8 +72,8 @@ methods = {
 
 # %%
 mnemonic = truth[(truth["kind"] == "mnemonic") & (truth["concept"] != concept)].sample(6, random_state=0)
-asked = [render(task.verbalise, facts[fact_id].cue, model.tokens) for fact_id in mnemonic.index]
-references = [render("expand {concept} is", phrase, model.tokens) for phrase in lexicon]
+asked = [render(task.verbalise, facts[fact_id].cue, tokenizer=model.tokens) for fact_id in mnemonic.index]
+references = [render("expand {concept} is", phrase, tokenizer=model.tokens) for phrase in lexicon]
 curves = {
     name: steering.sweep(
         method,
@@ -118,7 +118,7 @@ rows = []
 for layer in range(1, model.n_layers):
     layer_vector = steering.steering_vector(model, pairs, layer=layer)
     found = steering.first_order(
-        steering.Steering(model, layer_vector, layer, site.position), methods["guidance"], asked
+        steering.Steering(model, layer_vector, layer, site.position), methods["guidance"], prompts=asked
     )
     rows.append({"vector after block": layer, "correlation": found.correlation.mean().item()})
 pd.DataFrame(rows).round(2)
@@ -132,12 +132,12 @@ pd.DataFrame(rows).round(2)
 
 # %%
 some = truth.groupby("kind").sample(12, random_state=1)
-recall = [render(task.recall, facts[fact_id].cue, model.tokens) for fact_id in some.index]
+recall = [render(task.recall, facts[fact_id].cue, tokenizer=model.tokens) for fact_id in some.index]
 answers = [
-    answer_token(prompt, facts[fact_id].answer, model.tokens).id
+    answer_token(prompt, facts[fact_id].answer, tokenizer=model.tokens).id
     for prompt, fact_id in zip(recall, some.index, strict=True)
 ]
-table = ask_concepts(model, task.concept_recall, lexicon)
+table = ask_concepts(model, task.concept_recall, phrases=lexicon)
 evidence = steering.steer_facts(
     model,
     recall,
@@ -155,7 +155,7 @@ evidence[evidence["dose"] == 2].pivot_table(index="kind", columns="method", valu
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.9), sharey=True, layout="constrained")
 for ax, kind in zip(axes, ("mnemonic", "idle", "decoy", "rote"), strict=True):
-    steering.facts_by_kind(evidence, kind, "toward", label="log-odds gained (nats)", ax=ax)
+    steering.facts_by_kind(evidence, kind, measure="toward", label="log-odds gained (nats)", ax=ax)
     ax.set_xlabel("dose")
     ax.label_outer()
 axes[0].legend(frameon=False, fontsize=8)

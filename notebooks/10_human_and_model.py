@@ -44,7 +44,7 @@ pd.DataFrame([vars(row) for row in people]).head(12)
 
 # %%
 found = [row for row in people if row.code != "none"]
-surface = [human.surface_code(row.cue, row.answer, row.mnemonic) or "left to a person" for row in found]
+surface = [human.surface_code(row.cue, row.answer, mnemonic=row.mnemonic) or "left to a person" for row in found]
 print(f"{len(found)} mnemonics for {len(people)} facts from {len({row.source for row in people})} source")
 pd.crosstab(pd.Series([row.code for row in found], name="coded by hand"), pd.Series(surface, name="by letters"))
 
@@ -54,7 +54,7 @@ pd.crosstab(pd.Series([row.code for row in found], name="coded by hand"), pd.Ser
 
 # %%
 lexicon = mnemo.Task.read(mnemo.data_path("base64")).load_lexicon()
-bits = [human.coincidence_bits(row.cue, row.answer, row.mnemonic, lexicon) for row in found]
+bits = [human.coincidence_bits(row.cue, row.answer, mnemonic=row.mnemonic, lexicon=lexicon) for row in found]
 search = human.best_bits([(row.cue, row.answer) for row in people], lexicon, seed=0)
 print(
     f"bits of people's mnemonics: mean {sum(bits) / len(bits):.1f}; of a search over shuffled facts: {search.mean():.1f}"

@@ -61,7 +61,8 @@ def _study_of_compiled(folder, *, concepts: int):
 
     config = WorldConfig(seed=3, concepts=concepts, cues_per_concept=4, decoys=6, idles=6, rotes=10, frees=0)
     world = build_world(config, PHRASES)
-    write_folder(folder, world, *compile_organism(world), name="compiled")
+    model, tokenizer = compile_organism(world)
+    write_folder(folder, world, model=model, tokenizer=tokenizer, name="compiled")
     return extract(folder, quick=True, progress=False), world, folder
 
 

@@ -446,7 +446,7 @@ def test_hooks_that_an_architecture_lacks_are_named(gpt2):
     pairs = contrasts(gpt2)[:1]
     tokens = torch.tensor([pairs[0].clean.tokens])
     with pytest.raises(MnemoError, match=r"shows no blocks\.9\.attn\.hook_z.*use a model of another architecture"):
-        record(gpt2, tokens, ["blocks.9.attn.hook_z"], contrasts=pairs, metric_fn=metric)
+        record(gpt2, tokens, names=["blocks.9.attn.hook_z"], contrasts=pairs, metric_fn=metric)
 
 
 def test_a_metric_that_is_not_finite_is_refused_with_the_fact():

@@ -32,7 +32,8 @@ def folder(tmp_path_factory) -> Path:
         WorldConfig(seed=1, concepts=8, cues_per_concept=3, decoys=3, idles=3, rotes=4, frees=0), PHRASES
     )
     path = tmp_path_factory.mktemp("cli") / "study"
-    write_folder(path, world, *compile_organism(world), name="compiled")
+    model, tokenizer = compile_organism(world)
+    write_folder(path, world, model=model, tokenizer=tokenizer, name="compiled")
     return path
 
 

@@ -48,7 +48,8 @@ def root(tmp_path_factory) -> Path:
     config = WorldConfig(seed=3, concepts=8, cues_per_concept=2, decoys=1, idles=1, rotes=2, frees=0)
     world = build_world(config, PHRASES)
     folder = tmp_path_factory.mktemp("sweep")
-    write_folder(folder / "study", world, *compile_organism(world), name="compiled")
+    model, tokenizer = compile_organism(world)
+    write_folder(folder / "study", world, model=model, tokenizer=tokenizer, name="compiled")
     return folder
 
 
@@ -166,25 +167,25 @@ def test_a_model_is_loaded_as_asked_and_once(root):
 
 def test_a_run_is_the_extraction_and_is_done_once(root, undisturbed, tmp_path):
     runs = plan_runs(_sweep(root))
-    outcomes = [perform(run, str(tmp_path), None) for run in runs]
+    outcomes = [perform(run, str(tmp_path), threads=None) for run in runs]
     assert [(outcome.error, outcome.kept) for outcome in outcomes] == [(None, False)] * 2
     assert [outcome.loaded for outcome in outcomes][1:] == [False]  # one model, loaded once
     for run in runs:
         pd.testing.assert_frame_equal(_verdicts(run, tmp_path), undisturbed[run.seed], check_exact=True)
     before = (tmp_path / RUNS / runs[0].name / "verdicts.parquet").stat().st_mtime_ns
-    again = perform(runs[0], str(tmp_path), None)
+    again = perform(runs[0], str(tmp_path), threads=None)
     assert again.kept and (tmp_path / RUNS / runs[0].name / "verdicts.parquet").stat().st_mtime_ns == before
 
 
 def test_a_damaged_run_is_known_and_done_again(root, undisturbed, tmp_path):
     (run,) = plan_runs(_sweep(root, seeds=(0,)))
-    perform(run, str(tmp_path), None)
+    perform(run, str(tmp_path), threads=None)
     shard = tmp_path / RUNS / run.name / "verdicts.parquet"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     shard.write_bytes(content)
     assert not is_done(run, tmp_path)
-    assert not perform(run, str(tmp_path), None).kept
+    assert not perform(run, str(tmp_path), threads=None).kept
     pd.testing.assert_frame_equal(_verdicts(run, tmp_path), undisturbed[0], check_exact=True)
     for damage in ("not json", "{}", '{"files": {}}', '{"files": {"../../x": "0"}}', '{"files": {"gone": "0"}}'):
         (shard.parent / "manifest.json").write_text(damage)
@@ -206,11 +207,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(root, undisturb
     (run,) = plan_runs(_sweep(root, seeds=(1,)))
     for size in (64, 4096, 20_000):  # the lock and the mark, the first part, the last table
         with _disk_full_after(size):
-            outcome = perform(run, str(tmp_path), None)
+            outcome = perform(run, str(tmp_path), threads=None)
         assert outcome.error is not None and "too large" in outcome.error and "cannot be written" in outcome.error
         assert not (tmp_path / RUNS / run.name).exists()
         assert not [path for path in tmp_path.rglob("*.tmp") if path.name.startswith(".")]
-    assert perform(run, str(tmp_path), None).error is None
+    assert perform(run, str(tmp_path), threads=None).error is None
     pd.testing.assert_frame_equal(_verdicts(run, tmp_path), undisturbed[1], check_exact=True)
 
 
@@ -221,7 +222,7 @@ def test_a_lock_empties_nothing_and_follows_no_link(root, tmp_path):
     lock = tmp_path / "out" / WORK / f"{run.name}.lock"
     lock.parent.mkdir(parents=True)
     lock.symlink_to(mine)
-    error = perform(run, str(tmp_path / "out"), None).error
+    error = perform(run, str(tmp_path / "out"), threads=None).error
     assert error is not None and f"{lock}: cannot be locked" in error
     assert mine.read_text() == "kept" and not (tmp_path / "out" / RUNS).exists()
 
@@ -230,7 +231,7 @@ def test_what_a_run_cannot_do_is_told_and_does_not_raise(root, tmp_path):
     (run,) = plan_runs(_sweep(root, seeds=(0,), models=("organism",)))  # cannot spell these cues, or does not know them
     (gone,) = plan_runs(_sweep(root, seeds=(0,)))
     lost = Run(**{**gone.about(), "model": str(tmp_path / "gone"), "name": "lost"})
-    outcome = perform(lost, str(tmp_path), None)
+    outcome = perform(lost, str(tmp_path), threads=None)
     assert outcome.error is not None and "no such directory" in outcome.error
     assert run.model == "organism"
 
@@ -241,13 +242,13 @@ def test_twenty_kills_at_random_moments_lose_nothing_and_double_nothing(root, un
     (run,) = plan_runs(_sweep(root, seeds=(0,)))
     out, draw = tmp_path / "out", random.Random(0)
     start = time.monotonic()
-    perform(run, str(tmp_path / "whole"), None)
+    perform(run, str(tmp_path / "whole"), threads=None)
     whole = time.monotonic() - start
     kills = parts_found = 0
     while kills < 20:
         child = os.fork()
         if child == 0:
-            perform(run, str(out), None)
+            perform(run, str(out), threads=None)
             os._exit(0)
         time.sleep(draw.uniform(0, whole))
         parts_found += count_parts(out / WORK / run.name, "trials") > 0
@@ -257,7 +258,7 @@ def test_twenty_kills_at_random_moments_lose_nothing_and_double_nothing(root, un
             pd.testing.assert_frame_equal(_verdicts(run, out), undisturbed[0], check_exact=True)
             shutil.rmtree(out)
     assert parts_found  # some were killed with parts finished
-    assert perform(run, str(out), None).error is None
+    assert perform(run, str(out), threads=None).error is None
     pd.testing.assert_frame_equal(_verdicts(run, out), undisturbed[0], check_exact=True)
     assert sorted(path.name for path in (out / RUNS).iterdir()) == [run.name]  # no half-written folder beside it
     assert read_manifest(out / RUNS / run.name) is not None and not (out / WORK / run.name).exists()

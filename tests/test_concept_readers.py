@@ -26,7 +26,7 @@ def test_the_first_reader_that_the_texts_of_a_task_allow(compiled_study):
     }
     notes = [""]
     for kind, change in tasks.items():
-        reader, notes = reader_for(study.model, study.task.model_copy(update=change), facts)
+        reader, notes = reader_for(study.model, study.task.model_copy(update=change), facts=facts)
         assert type(reader) is kind, notes
     assert "read as single tokens" in notes[-1] and "unsure, not rote" in notes[-1]
 
@@ -36,11 +36,11 @@ def test_the_logit_lens_reads_where_the_other_would_take_too_long_or_too_much(co
     facts = list(study.recalled_facts().values())[:4]
     task = study.task.model_copy(update={"verbalise": None, "concepts": None})
     with memory_budget(1e-6):
-        reader, notes = reader_for(study.model, task, facts)
+        reader, notes = reader_for(study.model, task, facts=facts)
     assert isinstance(reader, Lens) and reader.jacobian is None
     assert "with the logit lens (" in notes[-1] and "give a larger --memory-gb" in notes[-1]
     monkeypatch.setattr("mnemo.concept_readers.WIDE", 1)
-    reader, notes = reader_for(study.model, task, facts)
+    reader, notes = reader_for(study.model, task, facts=facts)
     assert isinstance(reader, Lens) and reader.jacobian is None
     assert "wider than 1" in notes[-1] and "unsure, not rote" in notes[-1]
 

@@ -29,7 +29,7 @@ def vectors() -> ConceptVectors:
     states = torch.tensor([[3.0, 0.0], [5.0, 0.0], [0.0, 8.0], [0.0, 0.0]])
     contributes = torch.tensor([0, 0, 1, -1])
     from_prompts = torch.tensor([[70.0, 0.0], [0.0, 70.0]])
-    return ConceptVectors.of(states, contributes, from_prompts, site=Site(1, -1))  # their mean is [2, 2]
+    return ConceptVectors.of(states, contributes, from_prompts=from_prompts, site=Site(1, -1))  # their mean is [2, 2]
 
 
 def test_phrases_are_found_by_their_text_and_rivals_by_their_answer():
@@ -63,7 +63,7 @@ def test_of_many_contexts_the_mean_is_taken_without_the_tested_fact():
     states = torch.randn(2 * FEW, 3, generator=torch.Generator().manual_seed(0))
     contributes = torch.arange(2 * FEW) % 2
     contributes[: FEW + 1] = 0  # more than FEW contexts of concept 0
-    v = ConceptVectors.of(states, contributes, torch.zeros(2, 3), site=Site(1, -1))
+    v = ConceptVectors.of(states, contributes, from_prompts=torch.zeros(2, 3), site=Site(1, -1))
     others = (contributes == 0) & (torch.arange(2 * FEW) != 3)
     expected = (states[others] - states.mean(0)).mean(0)
     torch.testing.assert_close(v.seen_by(torch.tensor([3]), torch.tensor([0]))[0], expected)
@@ -76,7 +76,7 @@ def test_a_concept_with_no_other_cue_takes_the_vector_of_its_own_prompt():
 
 def test_a_swap_never_mixes_vectors_of_cues_with_vectors_of_prompts():
     # fact 0 leaves fact 1 for its own concept; fact 2 is the only context of concept 1
-    step = vectors().between(torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([1, 0]))
+    step = vectors().between(torch.tensor([0, 2]), torch.tensor([0, 1]), other=torch.tensor([1, 0]))
     torch.testing.assert_close(step, torch.tensor([[-5.0, 8.0], [70.0, -70.0]]))
 
 
@@ -89,7 +89,7 @@ def test_controls_have_the_norm_of_what_they_control_for_and_no_direction():
 
 
 def test_agreement_is_about_the_concepts_own_answer():
-    found = agrees(torch.tensor([7, 7, 7]), torch.tensor([0, 1, -1]), table([7, 8]))
+    found = agrees(torch.tensor([7, 7, 7]), torch.tensor([0, 1, -1]), table=table([7, 8]))
     assert found.tolist() == [True, False, False]
 
 
@@ -127,7 +127,7 @@ def test_too_few_targets_are_filled_with_none():
 def test_the_stand_in_is_one_of_several_other_contexts():
     states = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     contributes = torch.tensor([0, 0, 0, 1])
-    v = ConceptVectors.of(states, contributes, torch.zeros(2, 1), site=Site(1, -1))
+    v = ConceptVectors.of(states, contributes, from_prompts=torch.zeros(2, 1), site=Site(1, -1))
     found = v.other_context(torch.tensor([0, 1, 3, 3]), torch.tensor([0, 0, 1, 0]))
     assert found.tolist() == [1, 0, -1, 0]
 
@@ -136,8 +136,8 @@ def test_the_answers_direction_is_what_other_concepts_with_it_have_in_common():
     """Concepts 0, 1 and 2 share an answer; 3 has one of its own. Fact 4 evokes none."""
     own = torch.tensor([[2.0, 5.0, 0.0], [4.0, 0.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 7.0]])
     states = torch.cat([own, -own.sum(0, keepdim=True)])  # with a mean of 0
-    v = ConceptVectors.of(states, torch.tensor([0, 1, 2, 3, -1]), torch.zeros(4, 3), site=Site(1, -1))
-    bare, known = v.without_answer(torch.full((3,), 4), torch.tensor([0, 1, 3]), torch.tensor([8, 8, 8, 9]))
+    v = ConceptVectors.of(states, torch.tensor([0, 1, 2, 3, -1]), from_prompts=torch.zeros(4, 3), site=Site(1, -1))
+    bare, known = v.without_answer(torch.full((3,), 4), torch.tensor([0, 1, 3]), answers=torch.tensor([8, 8, 8, 9]))
     assert known.tolist() == [True, True, False]
     torch.testing.assert_close(bare[0], torch.tensor([0.0, 5.0, 0.0]))
     direction = torch.tensor([6.0, 5.0, 0.0]) / 61**0.5  # of concepts 0 and 2

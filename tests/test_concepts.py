@@ -31,8 +31,8 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def states(model) -> torch.Tensor:
-    prompts = [render(TASK.recall, fact.cue, model.tokens) for fact in FACTS]
-    return read_stream(model, prompts, [prompts[0].last - len(prompts[0])])[:, LAYER, 0]
+    prompts = [render(TASK.recall, fact.cue, tokenizer=model.tokens) for fact in FACTS]
+    return read_stream(model, prompts, positions=[prompts[0].last - len(prompts[0])])[:, LAYER, 0]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_a_fact_read_alone_is_not_compared_with_itself_where_all_have_one_answer
 
 
 def test_cues_are_read_as_states_are_with_nothing_patched(model):
-    prompts = [render(str(TASK.verbalise), fact.cue, model.tokens) for fact in FACTS]
-    for i, mine in enumerate(read_cues(model, TASK, FACTS)):
+    prompts = [render(str(TASK.verbalise), fact.cue, tokenizer=model.tokens) for fact in FACTS]
+    for i, mine in enumerate(read_cues(model, TASK, facts=FACTS)):
         best = mine[0]
         assert best.ratio == max(reading.ratio for reading in mine)
         said = []
@@ -206,7 +206,7 @@ WORDS = tuple("value added tax quick question means decode".split())
 
 @pytest.fixture(scope="module")
 def bank(model) -> Bank:
-    return Bank(model, WORDS, tuple(render("decode {concept} is", word, model.tokens) for word in WORDS))
+    return Bank(model, WORDS, tuple(render("decode {concept} is", word, tokenizer=model.tokens) for word in WORDS))
 
 
 def test_the_bank_weighs_cosines_between_what_is_left_without_the_means(bank, model, states):
@@ -255,11 +255,11 @@ def test_states_that_hold_a_concept_are_read_as_chance_is_not(bank, model):
     states = torch.cat([known, noise])
     facts = [Fact(fact_id=str(i), cue="ZZ", answer="T") for i in range(len(states))]
     readings = bank.read(states, layer=LAYER, facts=facts)
-    p_values = torch.tensor(chance(bank, states, readings, layer=LAYER, facts=facts, seed=0))
+    p_values = torch.tensor(chance(bank, states, readings=readings, layer=LAYER, facts=facts, seed=0))
     assert p_values[: len(known)].median() <= 0.05
     assert 0.35 < p_values[len(known) :].mean() < 0.65  # uniform under the null
     assert p_values.min() >= 1 / (1 + NULL_STATES)
-    assert chance(bank, states[:3], [[]] * 3, layer=LAYER, facts=facts[:3], seed=0) == [1.0] * 3
+    assert chance(bank, states[:3], readings=[[]] * 3, layer=LAYER, facts=facts[:3], seed=0) == [1.0] * 3
 
 
 def test_the_identity_prompt_reads_what_is_put_at_its_last_slot(model, states):

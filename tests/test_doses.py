@@ -66,10 +66,10 @@ def test_the_curves_of_a_fact_are_where_the_closest_look_at_it_was(compiled_stud
     assert (doses["layer"] == layer).all()
     known, site = study_concepts(study, layer=layer), Site(layer, study.waypoint.site.position)
     prompt, swap = study.prompt(fact_id), at(doses, "swap", 1)
-    state = read_stream(study.model, [prompt], [site.position])[:, layer, 0]
+    state = read_stream(study.model, [prompt], positions=[site.position])[:, layer, 0]
     for phrase, says in zip(swap["concept"], swap["says"], strict=True):
         patch = Patch(site, state + known.swap(fact_id, phrase))
-        top = ask(study.model, [prompt], torch.empty(1, 0).long(), patch=patch).top
+        top = ask(study.model, [prompt], tokens=torch.empty(1, 0).long(), patch=patch).top
         assert study.model.tokens.word(int(top)) == says
 
 
@@ -82,14 +82,14 @@ def test_other_facts_concepts_move_what_goes_through_its_concept_alone(compiled_
 
 def test_facts_to_resample_are_drawn_alike_whatever_is_drawn_beside_them():
     contributes = torch.tensor([0, 0, 0, 1, 2, -1])
-    vectors = ConceptVectors.of(torch.randn(6, 4), contributes, torch.randn(4, 4), site=Site(1, -1))
+    vectors = ConceptVectors.of(torch.randn(6, 4), contributes, from_prompts=torch.randn(4, 4), site=Site(1, -1))
     facts, concepts = torch.arange(6), torch.tensor([0, 0, 0, 1, 2, 3])
-    drawn = resampled(vectors, facts, concepts, seed=5, most=9)
+    drawn = resampled(vectors, facts, concepts=concepts, seed=5, most=9)
     for own, row in zip(concepts.tolist(), drawn.tolist(), strict=True):  # all there are, in some order
         assert sorted(c for c in row if c >= 0) == sorted(c for c in [0, 0, 0, 1, 2] if c != own)
-    assert torch.equal(resampled(vectors, facts[3:4], concepts[3:4], seed=5, most=9), drawn[3:4])
-    assert torch.equal(resampled(vectors, facts, concepts, seed=5, most=2), drawn[:, :2])
-    firsts = torch.cat([resampled(vectors, facts[3:4], concepts[3:4], seed=s, most=1) for s in range(400)])
+    assert torch.equal(resampled(vectors, facts[3:4], concepts=concepts[3:4], seed=5, most=9), drawn[3:4])
+    assert torch.equal(resampled(vectors, facts, concepts=concepts, seed=5, most=2), drawn[:, :2])
+    firsts = torch.cat([resampled(vectors, facts[3:4], concepts=concepts[3:4], seed=s, most=1) for s in range(400)])
     assert (firsts == 0).float().mean() == pytest.approx(3 / 4, abs=0.08)  # by facts, not by concepts
 
 

@@ -24,7 +24,7 @@ def made(family):
 def test_all_edges_are_the_clean_run_and_none_the_corrupt_one(family):
     model, contrasts = made(family)
     edges = attribute_edges(model, contrasts)
-    found = faithfulness(model, contrasts, edges, draws=1)
+    found = faithfulness(model, contrasts, edges=edges, draws=1)
     most = found.groupby(["fact", "order", "setting"])["edges"].transform("max")
     whole = found[found["edges"] == most].set_index(["fact", "setting"])
     for name in edges.fact.values.tolist():
@@ -44,7 +44,7 @@ def test_one_removed_edge_is_one_patched_edge(family):
     for i, name in enumerate(edges.fact.values):
         only.loc[{"fact": name}][{dim: int(at[i]) for dim, at in strongest.items()}] = True
     exact = exact_edges(model, contrasts, only=only)["score"].max(["writer", "reader", "position"])
-    found = faithfulness(model, contrasts, edges, counts=[1], draws=0)
+    found = faithfulness(model, contrasts, edges=edges, counts=[1], draws=0)
     removed = found[found["setting"] == "removed"].set_index("fact")["metric"]
     for name in edges.fact.values.tolist():
         assert float(edges["metric_clean"].sel(fact=name)) - removed[name] == pytest.approx(
@@ -63,7 +63,11 @@ def test_a_built_route_of_seven_edges_is_found_and_nothing_less_will_do(compiled
     )  # fmt: skip
     edges = attribute_edges(study.model, [contrast], method="integrated_inputs")
     found = faithfulness(
-        study.model, [contrast], edges, counts=[6, 7], traces={contrast.fact.fact_id: trace(study, contrast, top=2)}
+        study.model,
+        [contrast],
+        edges=edges,
+        counts=[6, 7],
+        traces={contrast.fact.fact_id: trace(study, contrast, top=2)},
     )
     share = found.groupby(["order", "setting", "edges"])["share"].mean()
     for order in ("score", "paths"):  # short of one, it says the other answer, or (a half) nothing at all
@@ -103,13 +107,13 @@ def test_what_cannot_be_run_is_said():
     model, contrasts = made("gpt2")
     edges = attribute_edges(model, contrasts)
     with pytest.raises(MnemoError, match="of other facts"):
-        faithfulness(model, contrasts[:1], edges)
+        faithfulness(model, contrasts[:1], edges=edges)
     other = trace(model, contrasts[0], top=1).model_copy(update={"contrast_id": "nobody"})
     with pytest.raises(MnemoError, match="against another fact"):
-        faithfulness(model, contrasts, edges, traces={other.fact_id: other})
+        faithfulness(model, contrasts, edges=edges, traces={other.fact_id: other})
     for counts in ([], [0, 3]):
         with pytest.raises(MnemoError, match="at least 1"):
-            faithfulness(model, contrasts, edges, counts=counts)
+            faithfulness(model, contrasts, edges=edges, counts=counts)
     blank = edges.assign(score=0.0 * edges["score"])
     with pytest.raises(MnemoError, match="nothing to rank"):
-        faithfulness(model, contrasts, blank)
+        faithfulness(model, contrasts, edges=blank)

@@ -29,7 +29,7 @@ def model(request) -> Model:
 def recorded(model: Model, pairs: list[Any], side: str):
     tokens = torch.tensor([getattr(pair, side).tokens for pair in pairs])
     names = [*writer_hooks(model), *input_hooks(model), *attention_hooks(model), *output_hooks(model)]
-    return record(model, tokens, [*dict.fromkeys(names)], contrasts=pairs, metric_fn=metric)[0]
+    return record(model, tokens, names=[*dict.fromkeys(names)], contrasts=pairs, metric_fn=metric)[0]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
@@ -41,7 +41,7 @@ def test_edges_are_what_moving_one_input_of_one_reader_does(family, direction):
     exact = exact_edges(model, pairs, direction=direction)["score"]
     base, other = (recorded(model, pairs, side) for side in ("clean", "corrupt"))
     base, other = (base, other) if direction == "noising" else (other, base)
-    change = differences(model, base, other)
+    change = differences(model, base, other=other)
     chosen = np.random.default_rng(0).permutation(np.argwhere(np.isfinite(exact.values[0])))[:60]
     model.bridge.set_use_split_qkv_input(True)
     model.bridge.set_use_hook_mlp_in(True)
@@ -71,7 +71,7 @@ def test_edges_to_the_logits_are_their_corrected_estimates_and_paths_of_one_edge
     exact = exact_edges(model, pairs)["score"].sel(reader="logits", position=-1)
     estimate = attribute_edges(model, pairs, method="attention_corrected", steps=1)["score"]
     np.testing.assert_allclose(estimate.sel(reader="logits", position=-1).values, exact.values, atol=1e-4)
-    path = exact_path(model, pairs, [Edge("mlp0", "logits", -1)])
+    path = exact_path(model, pairs, path=[Edge("mlp0", "logits", -1)])
     np.testing.assert_allclose(path.numpy(), exact.sel(writer="mlp0").values, atol=1e-4)
 
 
@@ -118,19 +118,19 @@ def test_exact_responses_are_those_of_the_block_itself(model, kind):
     pairs = tiny_contrasts(model)[:2]
     base, other = (recorded(model, pairs, side) for side in ("clean", "corrupt"))
     layer = model.n_layers - 1
-    change = differences(model, base, other, some=slice(0, seen_by(model, kind, layer)))
+    change = differences(model, base, other=other, some=slice(0, seen_by(model, kind, layer=layer)))
     generator = torch.Generator().manual_seed(0)
     out = f"blocks.{layer}." + ("hook_mlp_out" if kind == "mlp" else "attn.hook_z")
     gradients = {out: torch.randn(2, *base.values[out].shape, generator=generator)}
-    found = responses(model, base, kind, layer, change, gradients)
-    columns = readers_at(model, layer, kind)
+    found = responses(model, base, kind=kind, layer=layer, change=change, gradients=gradients)
+    columns = readers_at(model, layer, kind=kind)
     assert found.shape == (2, 2, change.shape[2], columns.stop - columns.start, change.shape[1])
-    stream, position, writer, head = seen(model, base, kind, layer), 2, 1, -1
+    stream, position, writer, head = seen(model, base, kind=kind, layer=layer), 2, 1, -1
     if kind == "mlp":
         moved = stream[:, position] + change[:, position, writer]
         put, spot = (f"blocks.{layer}.ln2.hook_in", moved), (slice(None), position)
     else:
-        moved = project(model, kind, layer, stream[:, position] + change[:, position, writer])[:, head]
+        moved = project(model, kind, layer=layer, stream=stream[:, position] + change[:, position, writer])[:, head]
         put, spot = (f"blocks.{layer}.attn.hook_{kind}", moved), (slice(None), position, head)
 
     def move(value):
@@ -140,7 +140,7 @@ def test_exact_responses_are_those_of_the_block_itself(model, kind):
         return value
 
     entering = base.values[stream_hook(model, layer)]
-    after, _ = run_from(model, layer, entering, base.tokens, changes={put[0]: move}, keep=[out])
+    after, _ = run_from(model, layer, stream=entering, tokens=base.tokens, changes={put[0]: move}, keep=[out])
     expected = ((after[out] - base.values[out]) * gradients[out]).flatten(2).sum(-1)
     torch.testing.assert_close(found[:, :, writer, head, position], expected, atol=1e-4, rtol=1e-3)
 
@@ -152,11 +152,11 @@ def test_a_path_through_a_head_is_what_the_head_writes_more(model, direction):
     layer, head, source = model.n_layers - 1, 1, -2
     own = head // (model.n_heads // model.n_kv_heads)
     path = [Edge("embed", f"v{layer}.{own}", source), Edge(f"h{layer}.{head}", "logits", -1)]
-    found = exact_path(model, pairs, path, direction=direction)
+    found = exact_path(model, pairs, path=path, direction=direction)
     base, other = (recorded(model, pairs, side) for side in ("clean", "corrupt"))
     base, other = (base, other) if direction == "noising" else (other, base)
-    step = differences(model, base, other, some=slice(0, 1))[:, source, 0]
-    value = project(model, "v", layer, base.values[stream_hook(model, layer)][:, source] + step)[:, own]
+    step = differences(model, base, other=other, some=slice(0, 1))[:, source, 0]
+    value = project(model, "v", layer=layer, stream=base.values[stream_hook(model, layer)][:, source] + step)[:, own]
     before = base.values[f"blocks.{layer}.attn.hook_v"].view(*base.tokens.shape, model.n_kv_heads, -1)[:, source, own]
     share = base.values[f"blocks.{layer}.attn.hook_pattern"][:, head, -1, source]
     written = (share[:, None] * (value - before)) @ model.bridge.blocks[layer].attn.W_O[head]
@@ -165,8 +165,8 @@ def test_a_path_through_a_head_is_what_the_head_writes_more(model, direction):
     _, logits = run_from(
         model,
         model.n_layers,
-        (base.values[stream_hook(model, model.n_layers)][:, -1] + written)[:, None],
-        base.tokens[:, -1:],
+        stream=(base.values[stream_hook(model, model.n_layers)][:, -1] + written)[:, None],
+        tokens=base.tokens[:, -1:],
     )
     assert logits is not None
     change = metric(logits, pairs) - base.metric
@@ -191,7 +191,7 @@ def test_a_path_through_a_head_is_what_the_head_writes_more(model, direction):
 def test_paths_that_are_none_are_refused(path, message):
     model = load(tiny_model("llama"), tokenizer=tiny_tokenizer())
     with pytest.raises(MnemoError, match=message):
-        exact_path(model, tiny_contrasts(model)[:1], path)
+        exact_path(model, tiny_contrasts(model)[:1], path=path)
 
 
 def test_mistyped_directions_are_refused_wherever_one_is_given(monkeypatch):
@@ -200,7 +200,7 @@ def test_mistyped_directions_are_refused_wherever_one_is_given(monkeypatch):
     pairs: Any = tiny_contrasts(model)[:1]
     typo: Any = {"direction": "denoise"}
     for call in (
-        lambda: exact_path(model, pairs, [Edge("mlp0", "logits", -1)], **typo),
+        lambda: exact_path(model, pairs, path=[Edge("mlp0", "logits", -1)], **typo),
         lambda: exact_edges(model, pairs, **typo),
         lambda: attribute_edges(model, pairs, **typo),
     ):

@@ -50,12 +50,12 @@ def case() -> Case:
     world = build_world(sizes, PHRASES)
     hf, tokenizer = compile_organism(world)
     model = mnemo.load(hf, tokenizer=tokenizer)
-    table = ask_concepts(model, sizes.concept_recall, [c.phrase for c in world.concepts])
+    table = ask_concepts(model, sizes.concept_recall, phrases=[c.phrase for c in world.concepts])
     row = {phrase: i for i, phrase in enumerate(table.phrases)}
     return Case(
         world,
         model,
-        [render(sizes.recall, fact.cue, model.tokens) for fact in world.facts],
+        [render(sizes.recall, fact.cue, tokenizer=model.tokens) for fact in world.facts],
         torch.tensor([tokenizer(f" {f.answer}", add_special_tokens=False)["input_ids"][0] for f in world.facts]),
         torch.tensor([row[f.concept.phrase] if f.concept else -1 for f in world.facts]),
         table,
@@ -166,6 +166,6 @@ def test_new_answers_are_others_that_occur():
 def test_what_cannot_be_edited_is_refused(case):
     with pytest.raises(MnemoError, match="no MLP lies above"):
         case.test(layer=case.model.n_layers)
-    one = ask_concepts(case.model, case.world.config.concept_recall, case.table.phrases[:1])
+    one = ask_concepts(case.model, case.world.config.concept_recall, phrases=case.table.phrases[:1])
     with pytest.raises(MnemoError, match="1 concepts with 1 different answers"):
         case.test(table=one)

@@ -61,7 +61,7 @@ def session(opened, fact):
 def lost(bench, fact_id, act):
     """By how much an intervention lowers logit(answer) - logit(contrast answer)."""
     contrast = bench.study.contrasts[fact_id]
-    change = bench.change(fact_id, contrast.clean, act)
+    change = bench.change(fact_id, contrast.clean, act=act)
     before, after = (bench.said(contrast.clean, changes)[0] for changes in ([], [change]))
     metric = [float(said[contrast.answer.id] - said[contrast.contrast_answer.id]) for said in (before, after)]
     return metric[0] - metric[1]
@@ -119,7 +119,7 @@ def test_patching_a_path_is_path_patching(session, compiled_study, fact):
     traced = trace(study, contrast, top=3)
     for path in traced.paths:
         edges = [_edge(before, after) for before, after in pairwise(path.steps)]
-        exact = exact_path(study.model, [contrast], edges).item()
+        exact = exact_path(study.model, [contrast], path=edges).item()
         act = PatchFrom(part=chain_of(path), cue=contrast.corrupt_fact.cue)
         assert lost(bench, fact.fact_id, act) == pytest.approx(exact, abs=2e-3)
     session.do({"do": "select", "what": "path 1"})
@@ -145,15 +145,15 @@ def test_an_edge_to_the_logits_and_a_whole_layer_of_heads_are_the_sums_they_stan
     bench, prompt = Bench(study), study.prompt(fact.fact_id)
     cue, last = study.contrasts[fact.fact_id].corrupt_fact.cue, study.model.n_layers - 1
     parts = [f"L{last}H{head}@-1>logits@-1" for head in range(study.model.n_heads)]
-    each = [bench.change(fact.fact_id, prompt, PatchFrom(part=part, cue=cue)).value for part in parts]
-    whole = bench.change(fact.fact_id, prompt, PatchFrom(part=f"L{last}@-1>logits@-1", cue=cue))
+    each = [bench.change(fact.fact_id, prompt, act=PatchFrom(part=part, cue=cue)).value for part in parts]
+    whole = bench.change(fact.fact_id, prompt, act=PatchFrom(part=f"L{last}@-1>logits@-1", cue=cue))
     torch.testing.assert_close(whole.value, torch.stack(each).sum(0), rtol=1e-4, atol=1e-5)
 
 
 def test_ablation_sets_the_mean_over_other_facts(compiled_study, fact):
     study, _, _ = compiled_study
     bench, node = Bench(study), "MLP0@-2"
-    change = bench.change(fact.fact_id, study.prompt(fact.fact_id), Ablate(part=node))
+    change = bench.change(fact.fact_id, study.prompt(fact.fact_id), act=Ablate(part=node))
     place = Place.named(node, study.model)
     values = [
         bench.component([study.prompt(name)], place)[0]
@@ -167,7 +167,7 @@ def test_controls_move_as_far_as_the_intervention_and_each_elsewhere(compiled_st
     study, _, _ = compiled_study
     bench, prompt = Bench(study), study.prompt(fact.fact_id)
     acts = [SwapConcept(concept=other.concept.phrase), Ablate(part="L1H0@-2")]
-    changes = [bench.change(fact.fact_id, prompt, act) for act in acts]
+    changes = [bench.change(fact.fact_id, prompt, act=act) for act in acts]
     controls = bench.controls(prompt, changes)
     assert [len(control.value) for control in controls] == [DRAWS, DRAWS]
     torch.testing.assert_close(controls[0].value.norm(dim=-1), changes[0].value.norm().expand(DRAWS))
@@ -517,7 +517,7 @@ def test_hostile_facts_are_listed_drawn_and_exported_as_text(compiled_study, fac
     assert all(len(str(value)) <= 200 for row in listed["facts"] for value in row.values())
     assert all(len(phrase) <= 200 for phrase in listed["concepts"])
     assert HOSTILE[:20] in session.scenes[0]["title"] and len(session.scenes[0]["title"]) <= 120
-    text = page(session.state(), session.scenes, {})
+    text = page(session.state(), session.scenes, details={})
     assert text.count("</script>") == 2 and "<img" not in text
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
     json.dumps([listed, session.scenes, session.state()], allow_nan=False)

@@ -143,7 +143,8 @@ def smaller(world: World) -> WorldConfig:
 def test_where_another_route_carries_the_answer_idle_facts_are_not_pushed_over(world, tmp_path):
     """Twice a concept would move every idle fact of such an organism; its share of the effect is right all the same."""
     world = build_world(smaller(world), PHRASES)
-    write_folder(tmp_path, world, *compile_organism(world, mediated=0.25), name="redundant")
+    model, tokenizer = compile_organism(world, mediated=0.25)
+    write_folder(tmp_path, world, model=model, tokenizer=tokenizer, name="redundant")
     table = extract(tmp_path, progress=False).table
     kinds = table["fact_id"].map({fact.fact_id: fact.kind for fact in world.facts})
     assert not table.loc[kinds != "mnemonic", "verdict"].isin(["mnemonic", "shared-intermediate"]).any()
@@ -168,7 +169,7 @@ def test_in_a_deep_model_the_one_layer_at_which_the_concept_stands_is_found(worl
     """The effect of the cue passes whole through every layer before it, more of them than there are candidates."""
     world = build_world(smaller(world), PHRASES)
     model, tokenizer = compile_organism(world)
-    write_folder(tmp_path, world, deepened(model, at=1, blocks=7), tokenizer, name="deep")
+    write_folder(tmp_path, world, model=deepened(model, at=1, blocks=7), tokenizer=tokenizer, name="deep")
     found = extract(tmp_path, quick=True, progress=False)
     assert found.waypoint is not None and found.waypoint.site == Site(WAYPOINT + 7, -2)
     assert found.waypoint.tried < 10  # of eleven layers at two positions
@@ -200,7 +201,7 @@ def test_an_answer_of_several_tokens_is_recalled_only_if_all_of_it_is(study, wor
     answers = (planted.concept.phrase, " ".join([words[0], *words[:0:-1]]), words[1])
     facts = tuple(Fact(fact_id=str(i), cue=planted.cue, answer=answer) for i, answer in enumerate(answers))
     asked = study.task.model_copy(update={"recall": study.task.verbalise})
-    said = gate(study.model, asked, FactSet(facts=facts))
+    said = gate(study.model, asked, facts=FactSet(facts=facts))
     assert said.whole.tolist() == [False, False, True] and said.recalled.tolist() == [True, False, False]
     assert (said.predicted[0] == said.answers[:2]).all()  # the second one begins as the model does
 
@@ -208,11 +209,13 @@ def test_an_answer_of_several_tokens_is_recalled_only_if_all_of_it_is(study, wor
 def test_a_probe_that_cannot_be_put_to_a_phrase_costs_that_answer_alone(study, world):
     """At the start of a prompt this tokenizer spells cues and no phrase."""
     facts = list(study.task.load_facts())[:4]
-    table = ask_concepts(study.model, study.task.concept_recall, [concept.phrase for concept in world.concepts])
+    table = ask_concepts(study.model, study.task.concept_recall, phrases=[concept.phrase for concept in world.concepts])
     both = study.task.model_copy(update={"probes": (study.task.probes[0], "{} is")})
     first = study.task.model_copy(update={"probes": study.task.probes[:1]})
     concepts = torch.tensor([0, 1, 2, -1])
-    mixed, alone = (entailment(study.model, task, facts, concepts, table) for task in (both, first))
+    mixed, alone = (
+        entailment(study.model, task, facts=facts, concepts=concepts, table=table) for task in (both, first)
+    )
     pd.testing.assert_frame_equal(mixed, alone)
 
 
@@ -278,7 +281,7 @@ def test_edits_find_concepts_that_cannot_be_read(shared_answers, tmp_path, monke
     """Nothing is read at the waypoint: swaps say nothing, and mnemonic facts follow the concepts that they name."""
     _, world, folder = shared_answers
     large_steps(monkeypatch)
-    monkeypatch.setattr(mnemo.extraction, "reader_for", lambda *_: (ReadsNothing(), []))
+    monkeypatch.setattr(mnemo.extraction, "reader_for", lambda *_, **__: (ReadsNothing(), []))
     study = extract(without_probes(folder), quick=True, edit=True, progress=False)
     found = study.table.set_index("fact_id")
     kinds = pd.Series({fact.fact_id: fact.kind for fact in world.facts})[found.index]

@@ -74,7 +74,7 @@ def test_a_run_with_a_model_and_dtype_of_its_own_is_read_on_any_device(compiled_
     save_file({name: weight + 1e-2 for name, weight in weights.items()}, other / "model.safetensors", {"format": "pt"})
     model = mnemo.model.load(other, dtype="bfloat16", device="cpu")
     facts = study.task.load_facts()
-    record = run_record(study.task, model, facts, kind="extract", seed=0, quick=True, edit=False)
+    record = run_record(study.task, model, facts=facts, kind="extract", seed=0, quick=True, edit=False)
     replace(study, model=model, record=record).write(tmp_path / "out", report=False)
     monkeypatch.setattr("mnemo.tracing.trace", lambda *_, model, **__: pytest.fail(f"read, {model.dtype_name}"))
     asked = ("trace", folder, "--cue", world.facts[0].cue, "--run", tmp_path / "out")

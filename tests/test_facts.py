@@ -140,7 +140,7 @@ def test_a_byte_order_mark_and_blank_lines_are_no_matter(tmp_path):
     (tmp_path / "facts.csv").write_bytes(b"\xef\xbb\xbf\r\nfact_id,cue,answer\r\n\r\nf0,VA==,T\r\n\r\n")
     facts = FactSet.read(tmp_path / "facts.csv")
     assert facts == pairs(("VA==", "T"))
-    assert str(facts.fault("f0", "cue", "wrong")) == f"{tmp_path / 'facts.csv'}, row 4, column 'cue': wrong"
+    assert str(facts.fault("f0", "cue", problem="wrong")) == f"{tmp_path / 'facts.csv'}, row 4, column 'cue': wrong"
 
 
 HEADER = b"fact_id,cue,answer\n"
@@ -372,7 +372,7 @@ def test_a_lexicon_without_phrases_is_refused(study_folder):
     ],
 )
 def test_the_tokens_of_a_cue_are_found(family, template, filler, span):
-    prompt = render(template, filler, family())
+    prompt = render(template, filler, tokenizer=family())
     start, end = prompt.span
     assert family().pieces(prompt.tokens[start:end]) == span
     assert prompt.last == end - 1
@@ -383,7 +383,7 @@ def test_the_tokens_of_a_cue_are_found(family, template, filler, span):
 @given(NAMES, st.sampled_from(["decode {cue} is", "{concept} decodes to", "what is {}"]))
 def test_the_span_spells_the_cue(cue, template):
     tokenizer = byte_level()
-    prompt = render(template, cue, tokenizer)
+    prompt = render(template, cue, tokenizer=tokenizer)
     start, end = prompt.span
     assert tokenizer.decode(prompt.tokens[start:end]).strip() == cue.strip()
     assert 0 <= start < end <= len(prompt)
@@ -402,7 +402,7 @@ def test_the_span_spells_the_cue(cue, template):
 )
 def test_prompts_that_cannot_be_made_say_why(template, filler, message):
     with pytest.raises(MnemoError) as caught:
-        render(template, filler, byte_level())
+        render(template, filler, tokenizer=byte_level())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -420,13 +420,13 @@ def test_a_template_is_blamed_for_its_own_words_only(template, filler, blamed):
     words = word_level_tokenizer(["decode", " is", "==", " V", "A"], codes=True)
     tokenizer = PromptTokenizer(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>"))
     with pytest.raises(MnemoError) as caught:
-        render(template, filler, tokenizer)
+        render(template, filler, tokenizer=tokenizer)
     assert type(caught.value) is blamed
 
 
 def test_answers_of_several_tokens_say_so():
-    prompt = render("decode {cue} is", "VA==", codes())
-    whole, first = (answer_token(prompt, answer, codes()) for answer in ("value", "value added"))
+    prompt = render("decode {cue} is", "VA==", tokenizer=codes())
+    whole, first = (answer_token(prompt, answer, tokenizer=codes()) for answer in ("value", "value added"))
     assert (whole.text, whole.whole) == (" value", True)
     assert (first.text, first.whole) == (" value", False)
     assert first.id == whole.id == codes().encode(" value").ids[0]
@@ -441,8 +441,10 @@ FACT_LISTS = st.lists(st.tuples(CUES, ANSWERS), min_size=1, max_size=12)
 
 def possible_partners(facts: FactSet) -> dict[str, set[str]]:
     """The definition, by brute force."""
-    prompts = {fact.fact_id: render(BASE64.recall, fact.cue, byte_level()) for fact in facts}
-    answers = {fact.fact_id: answer_token(prompts[fact.fact_id], fact.answer, byte_level()).id for fact in facts}
+    prompts = {fact.fact_id: render(BASE64.recall, fact.cue, tokenizer=byte_level()) for fact in facts}
+    answers = {
+        fact.fact_id: answer_token(prompts[fact.fact_id], fact.answer, tokenizer=byte_level()).id for fact in facts
+    }
 
     def contrast(one: str, other: str) -> bool:
         here, there = prompts[one], prompts[other]
@@ -457,7 +459,7 @@ def test_contrasts_differ_in_the_cue_and_the_answer_alone(rows, seed):
     facts = pairs(*rows)
     possible = possible_partners(facts)
     try:
-        contrasts = make_contrasts(BASE64, facts, byte_level(), seed=seed)
+        contrasts = make_contrasts(BASE64, facts, tokenizer=byte_level(), seed=seed)
     except InputError:
         assert not any(possible.values())
         return
@@ -470,11 +472,11 @@ def test_contrasts_differ_in_the_cue_and_the_answer_alone(rows, seed):
         assert len(contrast.clean) == len(contrast.corrupt)
         assert contrast.clean.span == contrast.corrupt.span
         assert contrast.answer.id != contrast.contrast_answer.id
-    assert make_contrasts(BASE64, facts, byte_level(), seed=seed) == contrasts
+    assert make_contrasts(BASE64, facts, tokenizer=byte_level(), seed=seed) == contrasts
 
 
 def chosen(facts: FactSet, seed: int = 0) -> dict[str, str]:
-    contrasts = make_contrasts(BASE64, facts, codes(), seed=seed)
+    contrasts = make_contrasts(BASE64, facts, tokenizer=codes(), seed=seed)
     return {fact_id: contrast.corrupt_fact.fact_id for fact_id, contrast in contrasts.items()}
 
 
@@ -507,11 +509,11 @@ def test_tokens_outside_the_cue_agree():
     model = models.BPE({name: i for i, name in enumerate(names)}, [("a", "b"), ("c", "d"), ("ab", "c")])
     tokenizer = PromptTokenizer(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)))
     task = Task(name="glued", recall="abc{cue}")
-    prompts = [render(task.recall, cue, tokenizer) for cue in "de"]
+    prompts = [render(task.recall, cue, tokenizer=tokenizer) for cue in "de"]
     assert [tokenizer.pieces(prompt.tokens) for prompt in prompts] == [("ab", "cd"), ("abc", "e")]
     assert prompts[0].span == prompts[1].span == (1, 2)
 
-    contrasts = make_contrasts(task, pairs(("d", "d"), ("e", "e"), ("a", "a")), tokenizer)
+    contrasts = make_contrasts(task, pairs(("d", "d"), ("e", "e"), ("a", "a")), tokenizer=tokenizer)
     assert {fact_id: contrast.corrupt_fact.cue for fact_id, contrast in contrasts.items()} == {
         "f1": "a",
         "f2": "e",
@@ -540,7 +542,7 @@ def test_tokens_outside_the_cue_agree():
 )
 def test_where_no_contrast_is_possible_the_reason_is_given(rows, message):
     with pytest.raises(InputError) as caught:
-        make_contrasts(BASE64, pairs(*rows), codes())
+        make_contrasts(BASE64, pairs(*rows), tokenizer=codes())
     assert str(caught.value).startswith(message) or message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -562,7 +564,7 @@ def test_text_that_cannot_be_spelled_is_blamed_on_its_file(tmp_path, old, new, p
         (tmp_path / name).write_text(text.replace(old, new), encoding="utf-8")
     task = Task.read(tmp_path)
     with pytest.raises(InputError) as caught:
-        make_contrasts(task, task.load_facts(), codes())
+        make_contrasts(task, task.load_facts(), tokenizer=codes())
     assert str(caught.value).startswith(f"{tmp_path}/{place}")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -21,7 +21,7 @@ def test_embedding_heads_mlps_and_biases_add_up_to_the_final_residual(model):
     pairs = tiny_contrasts(model)[:2]
     tokens = torch.tensor([c.clean.tokens for c in pairs])
     last = stream_hook(model, model.n_layers)
-    run = record(model, tokens, [*writer_hooks(model), last], contrasts=pairs, metric_fn=metric)[0]
+    run = record(model, tokens, names=[*writer_hooks(model), last], contrasts=pairs, metric_fn=metric)[0]
     parts = contributions(model, run.values)
     assert parts.shape == (*tokens.shape, len(writers(model)), model.d_model)
     whole = run.values[last]
@@ -33,7 +33,7 @@ def test_embedding_heads_mlps_and_biases_add_up_to_the_final_residual(model):
 def test_a_part_of_the_writers_is_that_part_of_all(model):
     pairs = tiny_contrasts(model)[:2]
     tokens = torch.tensor([c.clean.tokens for c in pairs])
-    run = record(model, tokens, writer_hooks(model), contrasts=pairs, metric_fn=metric)[0]
+    run = record(model, tokens, names=writer_hooks(model), contrasts=pairs, metric_fn=metric)[0]
     whole = contributions(model, run.values)
     for some in (slice(0, 1), slice(0, 0), slice(2, 4), slice(model.n_heads, model.n_heads + 3), slice(3, None)):
         part = contributions(model, run.values, some=some, positions=slice(1, 4))
@@ -44,17 +44,17 @@ def test_readers_stand_where_readers_at_says(model):
     found = readers(model)
     for layer in range(model.n_layers):
         for kind, count in (("q", model.n_heads), ("k", model.n_kv_heads), ("v", model.n_kv_heads), ("mlp", 1)):
-            here = found[readers_at(model, layer, kind)]
+            here = found[readers_at(model, layer, kind=kind)]
             assert len(here) == count and {(r.kind, r.layer) for r in here} == {(kind, layer)}
     assert found[-1] == Reader("logits")
 
 
 def test_a_reader_sees_what_was_written_before_it(model):
     parts = writers(model)
-    assert parts[: seen_by(model, "q", 0)] == (Writer("embed"),)
+    assert parts[: seen_by(model, "q", layer=0)] == (Writer("embed"),)
     assert parts[: seen_by(model, "logits")] == parts
-    above = parts[: seen_by(model, "k", 1)]
+    above = parts[: seen_by(model, "k", layer=1)]
     assert above[-1] == Writer("mlp", 0) and len(above) == model.n_heads + 2
-    own_heads = {p for p in parts[: seen_by(model, "mlp", 1)] if p.layer == 1}
+    own_heads = {p for p in parts[: seen_by(model, "mlp", layer=1)] if p.layer == 1}
     parallel = model.bridge.cfg.architecture in ("GPTNeoXForCausalLM", "PhiForCausalLM")
     assert len(own_heads) == (0 if parallel else model.n_heads)

@@ -101,7 +101,7 @@ def test_what_is_shipped_covers_the_base64_table_once_and_says_whose_it_is() -> 
     ],
 )
 def test_surface_codes_by_hand(cue: str, answer: str, mnemonic: str, code: str | None) -> None:
-    assert surface_code(cue, answer, mnemonic) == code
+    assert surface_code(cue, answer, mnemonic=mnemonic) == code
 
 
 def test_letters_of_a_fact_leave_padding_and_case() -> None:
@@ -120,18 +120,20 @@ def test_link_strength_by_hand() -> None:
 def test_coincidence_is_counted() -> None:
     lexicon = ["value added tax", "cat", "zoo", "hot", "big dog", "mill", "no", "egg"]
     # Strengths with vat: 1, 2/3, 0, 1/3, 0, 0, 0, 0.
-    assert coincidence_bits("VA==", "T", "value added tax", lexicon) == 3  # 1 of 8
-    assert coincidence_bits("VA==", "T", "cat", lexicon) == 2  # 2 of 8
-    assert coincidence_bits("VA==", "T", "zoo", lexicon) == 0  # every phrase links as well
-    assert coincidence_bits("VA==", "T", "vat", lexicon) == pytest.approx(math.log2(9 / 2))  # counted in itself
+    assert coincidence_bits("VA==", "T", mnemonic="value added tax", lexicon=lexicon) == 3  # 1 of 8
+    assert coincidence_bits("VA==", "T", mnemonic="cat", lexicon=lexicon) == 2  # 2 of 8
+    assert coincidence_bits("VA==", "T", mnemonic="zoo", lexicon=lexicon) == 0  # every phrase links as well
+    assert coincidence_bits("VA==", "T", mnemonic="vat", lexicon=lexicon) == pytest.approx(
+        math.log2(9 / 2)
+    )  # counted in itself
     with pytest.raises(MnemoError, match="no phrases"):
-        coincidence_bits("VA==", "T", "tax", [])
+        coincidence_bits("VA==", "T", mnemonic="tax", lexicon=[])
 
 
 @given(st.lists(st.text("abcvt ", min_size=1, max_size=8).filter(str.strip), min_size=1, max_size=12, unique=True))
 def test_a_phrase_drawn_at_random_has_few_bits(lexicon: list[str]) -> None:
     """P(bits >= b) <= 2^-b for a phrase drawn from the lexicon: what makes the bits a measure of chance."""
-    bits = np.array([coincidence_bits("VA==", "T", phrase, lexicon) for phrase in lexicon])
+    bits = np.array([coincidence_bits("VA==", "T", mnemonic=phrase, lexicon=lexicon) for phrase in lexicon])
     assert all((bits >= b).mean() <= 2**-b + 1e-9 for b in bits)
 
 

@@ -38,12 +38,12 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def prompts(model):
-    return [render("decode {cue} is", fact.cue, model.tokens) for fact in FACTS]
+    return [render("decode {cue} is", fact.cue, tokenizer=model.tokens) for fact in FACTS]
 
 
 @pytest.fixture(scope="module")
 def streams(model, prompts) -> torch.Tensor:
-    return read_stream(model, prompts, [-2])[:, :, 0]
+    return read_stream(model, prompts, positions=[-2])[:, :, 0]
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_the_likeliest_tokens_are_those_of_the_highest_logits(model, streams, lo
 def test_what_a_family_does_behind_the_unembedding_is_done_too(family):
     """Gemma 2 caps its logits."""
     other = load(tiny_model(family, d_model=16, heads=2), tokenizer=tiny_tokenizer())
-    prompt = render("decode {cue} is", "AA==", other.tokens)
-    state = 30 * read_stream(other, [prompt], [-2])[:, 1, 0]
+    prompt = render("decode {cue} is", "AA==", tokenizer=other.tokens)
+    state = 30 * read_stream(other, [prompt], positions=[-2])[:, 1, 0]
     ((_, said),) = next_logprobs(other, [prompt], patch=Patch(Site(other.n_layers, -1), state))
     best = said.argmax(1)
     found = Lens(other, prompt).of_tokens(best, state, layer=1)
@@ -108,7 +108,7 @@ def test_it_is_fitted_to_the_tokens_of_the_prompts_themselves(family, bos):
     """Beside the mean over source positions of what moves the last block's output, summed over positions."""
     hf = tiny_model(family, layers=3, d_model=16, heads=2, positions=256)
     model = load(deepcopy(hf), tokenizer=tiny_tokenizer(), bos=bos)
-    prompts = [render("decode {cue} is", cue, model.tokens) for cue in ("VA==", "decode value " * 60)]
+    prompts = [render("decode {cue} is", cue, tokenizer=model.tokens) for cue in ("VA==", "decode value " * 60)]
     assert len(prompts[1]) > 128 and all(
         (p.tokens[0] == model.tokens.hf.bos_token_id) != (bos is False) for p in prompts
     )
@@ -183,7 +183,7 @@ def test_words_are_ranked_by_the_ratio_of_all_that_spells_them(name, model, stre
             expected = math.log((own + FLOOR) / (statistics.median_low(others) + FLOOR))
             assert reading.ratio == pytest.approx(expected, abs=1e-3)
     reader: ReadsConcepts = lens
-    p_values = chance(reader, states, readings, layer=2, facts=FACTS, seed=0)
+    p_values = chance(reader, states, readings=readings, layer=2, facts=FACTS, seed=0)
     assert all(0.01 <= p <= 1 for p in p_values)
 
 

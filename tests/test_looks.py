@@ -33,7 +33,8 @@ def study(tmp_path_factory) -> Study:
     world = build_world(
         WorldConfig(concepts=12, cues_per_concept=2, decoys=2, idles=2, rotes=2, frees=0, seed=5), PHRASES
     )
-    write_folder(folder, world, *compile_organism(world), name="half")
+    model, tokenizer = compile_organism(world)
+    write_folder(folder, world, model=model, tokenizer=tokenizer, name="half")
     return extract(folder, quick=True, progress=False)
 
 
@@ -68,7 +69,7 @@ def targets(tested) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def found(tested, targets) -> pd.DataFrame:
     recall = torch.ones(len(tested.facts))
-    return look_at(tested, targets, recall, effort=EFFORT, sites=SITES, fewest=FEWEST, seed=0)
+    return look_at(tested, targets, recall=recall, effort=EFFORT, sites=SITES, fewest=FEWEST, seed=0)
 
 
 def test_each_fact_is_looked_at_as_closely_as_it_needs(tested, targets, found):
@@ -103,7 +104,7 @@ def test_no_looks_take_more_runs_than_was_said(tested, targets, most):
     others = (few >= 0).sum(1)
     recall, fewest = torch.ones(len(others)), int(others.min())
     with counted_forwards(tested.model) as count:
-        look_at(tested, few, recall, effort=EFFORT, sites=SITES, fewest=fewest, seed=0)
+        look_at(tested, few, recall=recall, effort=EFFORT, sites=SITES, fewest=fewest, seed=0)
     said = look_runs(others.tolist(), effort=EFFORT, sites=SITES, behind=0)
     assert count.prompts <= said <= 3 * count.prompts
 
@@ -112,7 +113,7 @@ def test_what_is_open_is_looked_at_in_later_layers_which_count_if_they_settle_it
     """In the first layer the concept is half there, in the second all of it, and in the third swaps do nothing."""
     tested, later, useless = (facts_in(study, layer) for layer in (1, 2, 3))
     recall = torch.ones(len(tested.facts))
-    look = partial(look_at, tested, targets, recall, effort=EFFORT, sites=SITES, fewest=FEWEST, seed=0)
+    look = partial(look_at, tested, targets, recall=recall, effort=EFFORT, sites=SITES, fewest=FEWEST, seed=0)
     found, again = look(), look(behind=[useless, later])
     open_, settled = open_still(found, tests=SITES), (again["dosed_layer"] == 2).to_numpy()
     assert settled.any() and not (settled & ~open_).any()
@@ -142,7 +143,7 @@ def test_a_stand_in_is_the_mean_over_some_other_concepts(tested, targets):
         fact, said = tested.facts[[row]], []
         for concept in [tested.concepts[row], *targets[row, :STAND_INS]]:
             state = vectors.mean + 0.75 * vectors.seen_by(fact, concept[None])
-            said.append(tested.place(torch.tensor([row]), state, tested.answers[[row]])[1].item())
+            said.append(tested.place(torch.tensor([row]), state, wanted=tested.answers[[row]])[1].item())
         assert own[row].item() == pytest.approx(said[0], abs=1e-5)
         assert others[row].item() == pytest.approx(sum(said[1:]) / STAND_INS, abs=1e-5)
     assert tested.suffice(torch.full_like(targets, -1))[1].isnan().all()
@@ -151,6 +152,8 @@ def test_a_stand_in_is_the_mean_over_some_other_concepts(tested, targets):
 def test_without_doses_there_is_one_look(tested, targets):
     quick = Effort(targets=4, doses=())
     assert (quick.looks, quick.most_targets) == (1, 4)
-    found = look_at(tested, targets, torch.ones(len(tested.facts)), effort=quick, sites=SITES, fewest=FEWEST, seed=0)
+    found = look_at(
+        tested, targets, recall=torch.ones(len(tested.facts)), effort=quick, sites=SITES, fewest=FEWEST, seed=0
+    )
     assert "dose" not in found
     assert EFFORT.looks == 4  # the first, two doses, and the third

@@ -52,7 +52,7 @@ def test_everything_is_done_once_however_little_room_there_is(total, at_once, ro
             raise torch.OutOfMemoryError("CUDA out of memory") if cuda else MemoryError
         return range(piece.start, piece.stop)
 
-    done = list(in_pieces(total, at_once, run))
+    done = list(in_pieces(total, at_once, run=run))
     assert [i for _, found in done for i in found] == list(range(total))
     assert all(range(piece.start, piece.stop) == found for piece, found in done)
     failed = [stop - start for start, stop in tried if stop - start > room]
@@ -66,14 +66,14 @@ def test_too_little_for_one_is_said_in_one_line_and_other_errors_come_through():
         torch.empty(2**60, dtype=torch.uint8)
 
     with pytest.raises(MnemoError, match=r"out of memory \(.*allocate.*\): give a smaller --memory-gb") as told:
-        list(in_pieces(3, 2, too_large))
+        list(in_pieces(3, 2, run=too_large))
     assert "\n" not in str(told.value)
 
     def wrong(piece: slice) -> None:
         torch.dot(torch.ones(2), torch.ones(3))
 
     with pytest.raises(RuntimeError, match="size"):
-        list(in_pieces(3, 2, wrong))
+        list(in_pieces(3, 2, run=wrong))
 
 
 @pytest.mark.parametrize(
@@ -97,10 +97,10 @@ def test_attribution_goes_on_where_memory_runs_out(model, attribute, room):
 def test_questions_and_states_are_the_same_where_memory_runs_out(model):
     prompts = [pair.clean for pair in tiny_contrasts(model)]
     tokens = torch.arange(len(prompts))[:, None]
-    whole, states = ask(model, prompts, tokens), read_stream(model, prompts, [-1, -2])
+    whole, states = ask(model, prompts, tokens=tokens), read_stream(model, prompts, positions=[-1, -2])
     with room_for(model, 1):
-        torch.testing.assert_close(ask(model, prompts, tokens).logprob, whole.logprob, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(read_stream(model, prompts, [-1, -2]), states, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ask(model, prompts, tokens=tokens).logprob, whole.logprob, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(read_stream(model, prompts, positions=[-1, -2]), states, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2"])

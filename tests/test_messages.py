@@ -21,7 +21,8 @@ def study(tmp_path_factory):
     config = WorldConfig(concepts=8, cues_per_concept=3, decoys=2, idles=2, rotes=4, frees=0, held_share=0, ood_share=0)
     world = build_world(config, PHRASES)
     folder = tmp_path_factory.mktemp("organism")
-    write_folder(folder, world, *compile_organism(world), name="compiled")
+    model, tokenizer = compile_organism(world)
+    write_folder(folder, world, model=model, tokenizer=tokenizer, name="compiled")
     return mnemo.extract(folder, quick=True, progress=False)
 
 
@@ -30,7 +31,7 @@ def test_messages_add_up_to_the_state_less_biases(study):
     prompts = [study.prompt(i) for i in study.table["fact_id"]]
     before = [writer for writer in writers(model) if writer.layer < site.layer]
     sent = _messages(model, prompts, site=site, some=range(len(before))).sum(1)
-    states = read_stream(model, prompts, [site.position])[:, site.layer, 0]
+    states = read_stream(model, prompts, positions=[site.position])[:, site.layer, 0]
     torch.testing.assert_close(sent - sent.mean(0), states - states.mean(0), atol=1e-4, rtol=1e-3)
 
 

@@ -77,12 +77,12 @@ def test_where_blocks_cannot_be_skipped_every_prompt_runs_whole_and_no_run_start
     assert forwards.prompts == len(tokens)
     torch.testing.assert_close(found, logits_of(model, tokens, change=(2, put)), atol=1e-4, rtol=1e-4)
     with pytest.raises(MnemoError, match="cannot be skipped"):
-        run_from(stubborn, 1, torch.zeros(6, LENGTH, model.d_model), tokens)
+        run_from(stubborn, 1, stream=torch.zeros(6, LENGTH, model.d_model), tokens=tokens)
     whole: list[Tensor] = []
     run = model.bridge.run_with_hooks(
         tokens, fwd_hooks=[(stream_hook(model, 0), lambda value, hook: whole.append(value))]
     )
-    _, found = run_from(stubborn, 0, whole[0], tokens)  # from the embedding on, nothing is skipped
+    _, found = run_from(stubborn, 0, stream=whole[0], tokens=tokens)  # from the embedding on, nothing is skipped
     torch.testing.assert_close(found, run[:, -1:], atol=1e-4, rtol=1e-4)
 
 
@@ -94,7 +94,7 @@ def test_an_interrupted_run_leaves_the_blocks_as_they_were(model, tokens):
     own = [vars(block).get("forward") for block in model.bridge.blocks]
     with pytest.raises(KeyboardInterrupt):
         stream = torch.zeros(6, LENGTH, model.d_model)
-        run_from(model, 1, stream, tokens, changes={stream_hook(model, LAYERS): stop})
+        run_from(model, 1, stream=stream, tokens=tokens, changes={stream_hook(model, LAYERS): stop})
     assert [vars(block).get("forward") for block in model.bridge.blocks] == own
     assert not any(is_skipped(block) for block in model.bridge.blocks)
 
@@ -128,7 +128,7 @@ def test_the_stream_into_a_block_is_that_of_the_whole_run(model, tokens, layer):
     model.bridge.run_with_hooks(tokens, fwd_hooks=[(stream_hook(model, layer), keep)])
     before = hooks(model)
     with counted_forwards(model) as forwards:
-        found = stream_into(model, layer, tokens)
+        found = stream_into(model, layer, tokens=tokens)
     torch.testing.assert_close(found, whole[0], atol=0, rtol=0)
     assert forwards.prompts == pytest.approx(len(tokens) * layer / LAYERS)
     assert hooks(model) == before

@@ -23,7 +23,7 @@ def model(request) -> Model:
 
 @pytest.fixture(scope="module")
 def prompts(model) -> list[Prompt]:
-    return [render("decode {cue} is", cue, model.tokens) for cue in ("VA==", "Q", "VAVAQQ==", "QQ==")]
+    return [render("decode {cue} is", cue, tokenizer=model.tokens) for cue in ("VA==", "Q", "VAVAQQ==", "QQ==")]
 
 
 def hidden_states(model: Model, prompt: Prompt) -> tuple[torch.Tensor, ...]:
@@ -33,7 +33,7 @@ def hidden_states(model: Model, prompt: Prompt) -> tuple[torch.Tensor, ...]:
 
 
 def test_streams_are_the_hidden_states_whatever_the_lengths(model, prompts):
-    streams = read_stream(model, prompts, [-1, -2])
+    streams = read_stream(model, prompts, positions=[-1, -2])
     for stream, prompt in zip(streams, prompts, strict=True):
         expected = hidden_states(model, prompt)
         for layer in range(model.n_layers):  # Hugging Face's last entry is behind the final norm
@@ -43,7 +43,7 @@ def test_streams_are_the_hidden_states_whatever_the_lengths(model, prompts):
 
 def test_answers_are_those_of_each_prompt_alone(model, prompts):
     tokens = torch.tensor([[1, 2]] * len(prompts))
-    together = ask(model, prompts, tokens)
+    together = ask(model, prompts, tokens=tokens)
     for i, prompt in enumerate(prompts):
         with torch.no_grad():
             said = model.bridge(torch.tensor([prompt.tokens]))[0, -1].log_softmax(-1)
@@ -52,7 +52,7 @@ def test_answers_are_those_of_each_prompt_alone(model, prompts):
 
 
 def test_putting_a_prompts_own_state_back_changes_nothing_and_anothers_makes_it_the_other(model, prompts):
-    streams = read_stream(model, prompts, [-1])
+    streams = read_stream(model, prompts, positions=[-1])
     untouched = dict(enumerate(torch.cat([said for _, said in sorted_rows(model, prompts)])))
     for layer in range(model.n_layers + 1):
         own = torch.cat([said for _, said in sorted_rows(model, prompts, Patch(Site(layer, -1), streams[:, layer, 0]))])
@@ -75,11 +75,11 @@ def test_a_patch_is_the_interchange_of_transformer_lens(model):
     """All of a state exchanged, and the part of it in a subspace, as the library's own tools do it."""
     from transformer_lens.tools.analysis.interchange import SubspaceInterchange, intervened_logits, random_basis
 
-    prompts = [render("decode {cue} is", cue, model.tokens) for cue in ("VA==", "QQ==", "VA==")]
+    prompts = [render("decode {cue} is", cue, tokenizer=model.tokens) for cue in ("VA==", "QQ==", "VA==")]
     assert len({len(prompt) for prompt in prompts}) == 1
     tokens, position = torch.tensor([prompt.tokens for prompt in prompts]), -2
     for layer in range(1, model.n_layers + 1):
-        base = read_stream(model, prompts, [position])[:, layer, 0]
+        base = read_stream(model, prompts, positions=[position])[:, layer, 0]
         source = base.flip(0) + torch.arange(3.0)[:, None]
         for rank in (model.d_model, 3):
             interchange = SubspaceInterchange(random_basis(model.d_model, rank, seed=rank))
@@ -99,9 +99,9 @@ def test_a_patch_is_the_interchange_of_transformer_lens(model):
 
 def test_the_size_of_batches_changes_nothing(model, prompts, monkeypatch):
     tokens = torch.zeros(len(prompts), 1, dtype=torch.long)
-    whole = ask(model, prompts, tokens)
+    whole = ask(model, prompts, tokens=tokens)
     monkeypatch.setattr("mnemo.patching.TOKENS_PER_BATCH", 1)
-    single = ask(model, prompts, tokens)
+    single = ask(model, prompts, tokens=tokens)
     assert torch.equal(whole.top, single.top)
     torch.testing.assert_close(whole.logprob, single.logprob, atol=1e-4, rtol=1e-4)
 
@@ -115,15 +115,15 @@ def test_a_layer_that_is_not_there_is_refused(model):
 
 
 def test_a_prompt_that_the_model_does_not_read_to_its_end_is_never_run(model):
-    assert len(render("decode {cue} is", "V" * 30, model.tokens)) <= model.n_positions
+    assert len(render("decode {cue} is", "V" * 30, tokenizer=model.tokens)) <= model.n_positions
     with pytest.raises(MnemoError, match=r"has \d+ tokens, but the model reads at most 64: shorten what is put into"):
-        render("decode {cue} is", "V?" * 40, model.tokens)
+        render("decode {cue} is", "V?" * 40, tokenizer=model.tokens)
     with pytest.raises(TemplateError, match=r"shorten the template, which takes \d\d+ of them"):
-        render("V?" * 40 + " {cue}", "VA==", model.tokens)
+        render("V?" * 40 + " {cue}", "VA==", tokenizer=model.tokens)
     whole = Prompt("", (1,) * 64, (63, 64))
-    assert len(ask(model, [whole], torch.tensor([[1]])).top) == 1
+    assert len(ask(model, [whole], tokens=torch.tensor([[1]])).top) == 1
     for run in (
-        lambda: ask(model, [Prompt("", (1,) * 65, (64, 65))], torch.tensor([[1]])),
+        lambda: ask(model, [Prompt("", (1,) * 65, (64, 65))], tokens=torch.tensor([[1]])),
         lambda: write_phrases(model, Asked((whole,)), max_tokens=2),  # what it would write does not fit behind it
     ):
         with pytest.raises(MnemoError, match=r"a prompt has 65 tokens, but .* reads at most 64"):

@@ -31,7 +31,7 @@ from tests.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 def contrasts(model: Model) -> list[Contrast]:
     facts = tuple(Fact(fact_id=c, cue=f"V{c}==", answer=a) for c, a in zip("ABCDEF", "TUTUTU", strict=True))
     task = Task(name="t", recall="decode {cue} is", facts="facts.csv")
-    return list(make_contrasts(task, FactSet(facts=facts), model.tokens, seed=1).values())
+    return list(make_contrasts(task, FactSet(facts=facts), tokenizer=model.tokens, seed=1).values())
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -70,9 +70,12 @@ def test_each_component_sums_to_its_delta(traced):
         at, delta = torch.tensor([position]), multipliers.deltas[multipliers.row(writer), position]
         inputs = multipliers.deltas[: multipliers.upstream(writer)].sum(0)
         if writer.kind == "mlp":
-            given = (multipliers.mlp(writer.layer, at, gradient)[0] * inputs[position]).sum()
+            given = (multipliers.mlp(writer.layer, at, gradients=gradient)[0] * inputs[position]).sum()
         else:
-            given = (multipliers.heads(writer.layer, torch.tensor([writer.head]), at, gradient)[0] * inputs).sum()
+            given = (
+                multipliers.heads(writer.layer, torch.tensor([writer.head]), positions=at, gradients=gradient)[0]
+                * inputs
+            ).sum()
         scale = float(gradient.norm() * delta.norm())
         allowed = 1e-4 if writer.kind == "mlp" else 0.02
         assert abs(float(given - (gradient[0] * delta).sum())) <= allowed * scale + 1e-6, writer
@@ -87,7 +90,7 @@ def test_nodes_are_the_sums_of_the_edges_into_them(traced):
     totals = multipliers.totals()
     values = node_values(multipliers, totals)
     nodes = list(itertools.product(multipliers.writers[1:], range(multipliers.length)))
-    edges = edges_into(multipliers, totals, itertools.starmap(Hop, nodes), least=0.0, also=())
+    edges = edges_into(multipliers, totals, readers=itertools.starmap(Hop, nodes), least=0.0, also=())
     into: dict[tuple[Writer | None, int], float] = {}
     for edge in edges:
         key = (edge.target.writer, edge.target.position)
@@ -114,11 +117,13 @@ def test_edges_that_are_asked_for_are_given_however_little_they_carry():
     model = load(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
     multipliers, totals = averaged_multipliers(model, contrasts(model)[0])
     for reader in (Hop(Writer("head", 1, 0), multipliers.length - 1), Hop(Writer("mlp", 1), multipliers.length - 1)):
-        every = edges_into(multipliers, totals, [reader], least=0.0, also=())
+        every = edges_into(multipliers, totals, readers=[reader], least=0.0, also=())
         weak = [edge for edge in every if edge.target.writer == reader.writer][-1]
         least = 2 * abs(every[0].value)
-        assert edges_into(multipliers, totals, [reader], least=least, also=()) == []
-        assert edges_into(multipliers, totals, [reader], least=least, also=[(weak.source, weak.target)]) == [weak]
+        assert edges_into(multipliers, totals, readers=[reader], least=least, also=()) == []
+        assert edges_into(multipliers, totals, readers=[reader], least=least, also=[(weak.source, weak.target)]) == [
+            weak
+        ]
 
 
 def pairs(contrast):
@@ -133,7 +138,9 @@ def test_queries_keys_and_values_are_told_apart_as_by_moving_each_alone(family):
     multipliers = Multipliers(model, contrast, nodes=nodes)
     generator = torch.Generator().manual_seed(0)
     gradient, length = torch.randn(model.d_model, generator=generator), multipliers.length
-    found = multipliers.heads(layer, torch.tensor([head]), torch.tensor([length - 1]), gradient[None])[0]
+    found = multipliers.heads(
+        layer, torch.tensor([head]), positions=torch.tensor([length - 1]), gradients=gradient[None]
+    )[0]
     both = torch.tensor([contrast.corrupt.tokens, contrast.clean.tokens])
     _, cache = model.bridge.run_with_cache(both)
     corrupt, clean = cache[f"blocks.{layer}.hook_resid_pre"]
@@ -192,8 +199,8 @@ def every_path(multipliers: Multipliers) -> dict[tuple[Hop, ...], tuple[float, l
     def back(writer, position, vector):
         at = torch.tensor([position])
         if writer.kind == "mlp":
-            return [(None, position, multipliers.mlp(writer.layer, at, vector[None])[0])]
-        gradient = multipliers.heads(writer.layer, torch.tensor([writer.head]), at, vector[None])[0]
+            return [(None, position, multipliers.mlp(writer.layer, at, gradients=vector[None])[0])]
+        gradient = multipliers.heads(writer.layer, torch.tensor([writer.head]), positions=at, gradients=vector[None])[0]
         return [(slot, s, gradient[i, s]) for i, slot in enumerate(SLOTS) for s in range(multipliers.length)]
 
     last = multipliers.length - 1
@@ -298,7 +305,8 @@ def test_the_compiled_organism_shows_its_constructed_route(tmp_path):
     world = build_world(
         WorldConfig(seed=1, concepts=8, cues_per_concept=3, decoys=3, idles=3, rotes=4, frees=0), PHRASES
     )
-    write_folder(tmp_path, world, *compile_organism(world), name="compiled")
+    model, tokenizer = compile_organism(world)
+    write_folder(tmp_path, world, model=model, tokenizer=tokenizer, name="compiled")
     planted = [fact for fact in world.facts if fact.kind == "mnemonic"]
     model = load(tmp_path / "model")
     into = {"gather": ["embed", "L0H0"], "gather too": ["embed", "L0H1"], "itself": ["embed"]}

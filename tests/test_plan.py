@@ -91,7 +91,8 @@ def test_no_run_takes_more_forwards_than_planned(lexicon, tmp_path):
 def test_few_concepts_to_swap_to_take_more_random_directions_than_the_swaps_they_lack(tmp_path, monkeypatch):
     config = WorldConfig(seed=3, concepts=8, cues_per_concept=4, decoys=0, idles=0, rotes=0, frees=0)
     world = build_world(config, PHRASES)
-    write_folder(tmp_path, world, *compile_organism(world), name="compiled")
+    model, tokenizer = compile_organism(world)
+    write_folder(tmp_path, world, model=model, tokenizer=tokenizer, name="compiled")
     truth = pd.read_csv(tmp_path / "truth.csv")
     few = truth["concept"].isin(truth["concept"].unique()[:3])
     facts = FactSet.read(tmp_path / "facts.csv").subset(truth.loc[few, "fact_id"])

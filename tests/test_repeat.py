@@ -36,7 +36,8 @@ def folder(tmp_path_factory) -> Path:
     config = WorldConfig(seed=5, concepts=8, cues_per_concept=2, decoys=1, idles=1, rotes=2, frees=0)
     world = build_world(config, PHRASES)
     path = tmp_path_factory.mktemp("rerun") / "study"
-    write_folder(path, world, *compile_organism(world), name="compiled")
+    model, tokenizer = compile_organism(world)
+    write_folder(path, world, model=model, tokenizer=tokenizer, name="compiled")
     return path
 
 

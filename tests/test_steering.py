@@ -48,11 +48,11 @@ def tiny(family: str = "gpt2", dtype: str = "float32") -> Model:
 
 
 def prompts(model: Model, template: str = "decode {cue} is") -> list[Prompt]:
-    return [render(template, cue, model.tokens) for cue in CUES]
+    return [render(template, cue, tokenizer=model.tokens) for cue in CUES]
 
 
 def pair(model: Model):
-    return text_pair(model, "decode VB== means", "decode VC== means")
+    return text_pair(model, "decode VB== means", negative="decode VC== means")
 
 
 def said(model: Model, ids: list[tuple[int, ...]]) -> torch.Tensor:
@@ -67,23 +67,23 @@ def test_prompts_of_different_length_make_no_pair() -> None:
     with pytest.raises(
         MnemoError, match=r"equal length: 'decode VA==' has \d+ tokens and 'T' has \d+; reword"
     ) as error:
-        text_pair(tiny(), "decode VA==", "T")
+        text_pair(tiny(), "decode VA==", negative="T")
     assert "\n" not in str(error.value)
 
 
 def test_a_concept_contrasts_with_others_alone() -> None:
     model = tiny()
-    pairs = concept_pairs(model, "decode {concept} is", "VB==", ["VB==", "VC==", "VD=="])
+    pairs = concept_pairs(model, "decode {concept} is", concept="VB==", others=["VB==", "VC==", "VD=="])
     assert [p.negative.text for p in pairs] == ["decode VC== is", "decode VD== is"]
     with pytest.raises(MnemoError, match="nothing to contrast 'VB==' with"):
-        concept_pairs(model, "decode {concept} is", "VB==", ["VB=="])
+        concept_pairs(model, "decode {concept} is", concept="VB==", others=["VB=="])
 
 
 def test_the_vector_is_the_mean_difference_at_the_end_of_the_span() -> None:
     model = tiny()
-    pairs = concept_pairs(model, "decode {concept} is", "VB==", ["VC==", "VD=="])
+    pairs = concept_pairs(model, "decode {concept} is", concept="VB==", others=["VC==", "VD=="])
     at = pairs[0].positive.last - len(pairs[0].positive)
-    states = read_stream(model, [pairs[0].positive, *(p.negative for p in pairs)], [at])[:, 1, 0]
+    states = read_stream(model, [pairs[0].positive, *(p.negative for p in pairs)], positions=[at])[:, 1, 0]
     assert_close(steering_vector(model, pairs, layer=1), states[0] - (states[1] + states[2]) / 2)
 
 
@@ -94,7 +94,7 @@ def test_the_vector_is_the_mean_difference_at_the_end_of_the_span() -> None:
 def test_steering_one_token_is_a_patch(family: str) -> None:
     model = tiny(family)
     asked, vector = prompts(model)[:1], torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
-    state = read_stream(model, asked, [-2])[:, 1, 0]
+    state = read_stream(model, asked, positions=[-2])[:, 1, 0]
     ((_, patched),) = plain_logprobs(model, asked, patch=Patch(Site(1, -2), state + 3 * vector))
     assert_close(next_logprobs(Steering(model, vector, 1, -2), asked, dose=3.0), patched, atol=1e-4, rtol=1e-4)
 
@@ -144,7 +144,7 @@ def test_one_unit_of_guidance_from_the_negative_prompt_is_the_positive_prompt() 
 
 def test_several_pairs_add_the_mean_of_their_differences() -> None:
     model = tiny()
-    pairs = [pair(model), text_pair(model, "VE== is", "VF== is")]
+    pairs = [pair(model), text_pair(model, "VE== is", negative="VF== is")]
     written = torch.tensor([[7, 9], [8, 8], [7, 9]])
     want = torch.zeros(3, model.vocab_size, dtype=torch.double)
     for one in pairs:
@@ -170,7 +170,7 @@ def test_the_derivative_is_that_of_a_small_dose_and_guidance_is_exponential() ->
     asked = prompts(model)
     steering = Steering(model, torch.ones(model.d_model) * 0.3, 1, -2)
     guidance = Guidance(model, [pair(model)])
-    found = first_order(steering, guidance, asked)
+    found = first_order(steering, guidance, prompts=asked)
     p = next_logprobs(steering, asked, dose=0.0).double()
     a = (
         next_logprobs(steering, asked, dose=1e-2).double() - next_logprobs(steering, asked, dose=-1e-2).double()
@@ -186,10 +186,10 @@ def test_the_derivative_is_that_of_a_small_dose_and_guidance_is_exponential() ->
 def test_at_one_small_distance_they_differ_by_twice_what_correlation_lacks() -> None:
     """KL(p_g || p_w) / e tends to 2 (1 - r), as the module derives."""
     model = tiny("llama", "float64")
-    asked = [render("decode {cue} is", cue, model.tokens) for cue in ("VB==", "VE==", "VF==")]
-    pairs = concept_pairs(model, "decode {concept} is", "VB==", ["VC==", "VD=="])
+    asked = [render("decode {cue} is", cue, tokenizer=model.tokens) for cue in ("VB==", "VE==", "VF==")]
+    pairs = concept_pairs(model, "decode {concept} is", concept="VB==", others=["VC==", "VD=="])
     steering, guidance = Steering(model, steering_vector(model, pairs, layer=1), 1, -2), Guidance(model, pairs)
-    found = first_order(steering, guidance, asked)
+    found = first_order(steering, guidance, prompts=asked)
     distance = 1e-5
     for i in range(len(asked)):
         doses = [math.sqrt(2 * distance) / s[i].item() for s in (found.spread_steering, found.spread_guidance)]
@@ -254,9 +254,9 @@ def steered() -> pd.DataFrame:
     world = build_world(config, PHRASES)
     hf, tokenizer = compile_organism(world)
     model = load(hf, tokenizer=tokenizer, check=False)
-    asked = [render(config.recall, fact.cue, model.tokens) for fact in world.facts]
-    answers = [answer_token(p, f.answer, model.tokens).id for p, f in zip(asked, world.facts, strict=True)]
-    table = ask_concepts(model, config.concept_recall, [c.phrase for c in world.concepts])
+    asked = [render(config.recall, fact.cue, tokenizer=model.tokens) for fact in world.facts]
+    answers = [answer_token(p, f.answer, tokenizer=model.tokens).id for p, f in zip(asked, world.facts, strict=True)]
+    table = ask_concepts(model, config.concept_recall, phrases=[c.phrase for c in world.concepts])
     rank = {phrase: i for i, phrase in enumerate(table.phrases)}
     concepts = [rank[f.concept.phrase] if f.concept else -1 for f in world.facts]
     found = steer_facts(
@@ -285,7 +285,7 @@ def test_guidance_tells_no_kind_from_another(steered: pd.DataFrame) -> None:
 def test_purity_of_vectors_with_known_parts() -> None:
     directions = torch.eye(4)
     vectors = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
-    found = purity(vectors, directions, torch.tensor([5, 6, 5, 7]))
+    found = purity(vectors, directions, answers=torch.tensor([5, 6, 5, 7]))
     assert found["own"].tolist() == pytest.approx([0.6, 1, 1, 1])
     assert found["same_answer"].tolist()[0] == 0
     assert math.isnan(found["same_answer"][1])

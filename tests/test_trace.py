@@ -71,7 +71,7 @@ def test_clean_supports_corrupt_opposes(found, model):
 
 def test_asked_for_the_other_answer_every_value_turns_and_every_share_stays(found, model):
     facts = Task.read(ORGANISM).load_facts()
-    one = make_contrasts(Task.read(ORGANISM), facts, model.tokens)[found.fact_id]
+    one = make_contrasts(Task.read(ORGANISM), facts, tokenizer=model.tokens)[found.fact_id]
     other = trace(model, replace(one, answer=one.contrast_answer, contrast_answer=one.answer))
     assert other.total == pytest.approx(-found.total, rel=1e-4)
     assert other.paths[0].text == found.paths[0].text
@@ -89,7 +89,7 @@ def test_asked_for_the_other_answer_every_value_turns_and_every_share_stays(foun
 def test_every_way_to_ask_gives_the_same_trace(found, model):
     task = Task.read(ORGANISM)
     facts = task.load_facts()
-    contrast = make_contrasts(task, facts, model.tokens)[found.fact_id]
+    contrast = make_contrasts(task, facts, tokenizer=model.tokens)[found.fact_id]
     again = [
         trace(ORGANISM / "task.toml", facts.find("VA=="), model=model),
         trace(task, "VA==", contrast=found.contrast_cue, model=model),

@@ -107,7 +107,7 @@ def test_agreement_on_concepts_beats_agreement_on_answers() -> None:
     a = torch.tensor([0, 1, 1, 2, 2])
     b = torch.tensor([0, 1, 0, 2, 3])  # the last concept does not have the fact's answer, so that fact does not count
     c = torch.tensor([-1, -1, -1, -1, -1])
-    found = same_concepts([a, b, c], answers, concept_answers)
+    found = same_concepts([a, b, c], answers, concept_answers=concept_answers)
     assert found[["first", "second"]].to_numpy().tolist() == [[0, 1], [0, 2], [1, 2]]
     assert found["facts"].tolist() == [4, 0, 0]
     assert found["agreement"][0] == pytest.approx(3 / 4)

@@ -27,7 +27,7 @@ def pairs(model) -> list[Contrast]:
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
 def test_the_strongest_candidates_are_scored_exactly_within_the_budget(model, pairs, direction):
     edges = attribute_edges(model, pairs, direction=direction)
-    found = verify(model, pairs, edges, top=5, budget=30)
+    found = verify(model, pairs, edges=edges, top=5, budget=30)
     exact = exact_edges(model, pairs, direction=direction)["score"].values
     patched = np.isfinite(found["exact"].values)
     assert found.attrs["forwards"] <= 30 * len(pairs)
@@ -44,7 +44,7 @@ def test_the_strongest_candidates_are_scored_exactly_within_the_budget(model, pa
 def test_with_a_budget_for_all_the_confirmed_are_the_true_top(model, pairs):
     edges = attribute_edges(model, pairs, method="attention_corrected", steps=2)
     exact = exact_edges(model, pairs)
-    found = verify(model, pairs, edges, top=20, budget=exact["score"].size)
+    found = verify(model, pairs, edges=edges, top=20, budget=exact["score"].size)
     listed = top_edges(found, 20)
     for fact, rows in listed.groupby("fact"):
         values = np.sort(np.abs(exact["score"].sel(fact=fact).values[np.isfinite(exact["score"].sel(fact=fact))]))
@@ -59,7 +59,7 @@ def test_reach_proposes_edges_whose_estimates_cancel(model, pairs):
     """A fact's largest reach is always tried, even where its score is nil."""
     edges = attribute_edges(model, pairs, method="attention_corrected", steps=4)
     edges["score"][:] = edges["score"] * 0
-    found = verify(model, pairs, edges, top=1, budget=10)
+    found = verify(model, pairs, edges=edges, top=1, budget=10)
     for fact in range(len(pairs)):
         best = np.unravel_index(np.nanargmax(edges["reach"].values[fact]), edges["reach"].shape[1:])
         assert np.isfinite(found["exact"].values[fact][best])
@@ -76,8 +76,8 @@ def test_top_edges_of_estimates_are_sorted_by_them(model, pairs):
 def test_bad_input_is_refused(model, pairs):
     edges = attribute_edges(model, pairs)
     with pytest.raises(MnemoError, match=r"top=20 with budget=10.*give budget >= top >= 1"):
-        verify(model, pairs, edges, top=20, budget=10)
+        verify(model, pairs, edges=edges, top=20, budget=10)
     with pytest.raises(MnemoError, match="top=0"):
-        verify(model, pairs, edges, top=0)
+        verify(model, pairs, edges=edges, top=0)
     with pytest.raises(MnemoError, match="edges are of other facts"):
-        verify(model, pairs[:2], edges)
+        verify(model, pairs[:2], edges=edges)

@@ -145,7 +145,7 @@ def tiny_contrasts(model: Any, cues: Sequence[str] = ("VA==", "VB==", "VC==", "V
 
     facts = tuple(Fact(fact_id=cue, cue=cue, answer="TU"[i % 2]) for i, cue in enumerate(cues))
     task = Task(name="tiny", recall="decode {cue} is", facts="facts.csv")
-    return list(make_contrasts(task, FactSet(facts=facts), model.tokens, seed=1).values())
+    return list(make_contrasts(task, FactSet(facts=facts), tokenizer=model.tokens, seed=1).values())
 
 
 def recalled_facts(model: Any, cues: Sequence[str]) -> tuple[Any, Any]:
@@ -160,7 +160,7 @@ def recalled_facts(model: Any, cues: Sequence[str]) -> tuple[Any, Any]:
     )  # fmt: skip
     asked = FactSet(facts=tuple(Fact(fact_id=cue, cue=cue, answer="T") for cue in cues))
     facts = []
-    for cue, token in zip(cues, gate(model, task, asked).predicted.tolist(), strict=True):
+    for cue, token in zip(cues, gate(model, task, facts=asked).predicted.tolist(), strict=True):
         piece = model.tokens.decode([token])
         try:
             model.tokens.continuation(f"decode {cue} is", piece)

@@ -84,7 +84,7 @@ def run_sweep(
             tell(f"dashboard: {client.dashboard_link}")
         with _Bar(runs, out, shown=progress) as bar:
             outcomes = list(_outcomes(_Handed(client, runs, out, threads=threads), bar, tell))
-    table = write_results(runs, outcomes, out)
+    table = write_results(runs, outcomes, out=out)
     if not any(outcome.error for outcome in outcomes):
         shutil.rmtree(out / WORK, ignore_errors=True)
     return table
@@ -224,7 +224,9 @@ class _Handed:
     def _hand_out(self, k: int) -> Future[Outcome]:
         key = (self._sweep, k, self._attempts[k])
         where = str(self._out)
-        return self._client.submit(perform, self._runs[k], where, self._threads, key=key, priority=-k, pure=False)
+        return self._client.submit(
+            perform, self._runs[k], where, threads=self._threads, key=key, priority=-k, pure=False
+        )
 
     def _outcome(self, k: int, future: Future[Outcome]) -> Outcome | None:
         """How a run ended; None if it is handed out once more."""

@@ -24,7 +24,7 @@ _RUN = {"run": pa.string(), "task": pa.string(), "model": pa.string(), "checkpoi
 SCHEMA = pa.schema({**_RUN, **{name: _KINDS.get(name, pa.float64()) for name in (*COLUMNS, "invented")}})
 
 
-def write_results(runs: Sequence[Run], outcomes: Sequence[Outcome], out: Path) -> pd.DataFrame:
+def write_results(runs: Sequence[Run], outcomes: Sequence[Outcome], *, out: Path) -> pd.DataFrame:
     """Write verdicts.parquet (one run in memory at a time) and runs.csv; returns what is in the latter.
 
     Raises:

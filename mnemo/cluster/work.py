@@ -57,7 +57,7 @@ class Outcome:
     process: int
 
 
-def perform(run: Run, out: str, threads: int | None) -> Outcome:
+def perform(run: Run, out: str, *, threads: int | None) -> Outcome:
     """Do a run unless it is done, and write it to its folder in `out`.
 
     Args:

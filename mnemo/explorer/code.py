@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mnemo.study import Study
 
 
-def as_code(study: Study, fact_id: str, acts: Sequence[Intervention]) -> str:
+def as_code(study: Study, fact_id: str, *, acts: Sequence[Intervention]) -> str:
     """Return a script that makes the study again and repeats interventions on one of its facts.
 
     It stops where study folder, model or options are not what they were: `inputs` of the record covers all of them.

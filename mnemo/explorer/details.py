@@ -63,7 +63,7 @@ def _edge(what: str, scene: dict[str, Any], trace: Trace, view: View, readings: 
     ends = edge["from"], edge["to"]
     found = {
         "id": what, "kind": "edge", "title": " → ".join(ends), "part": what, "value": edge["value"],
-        "share": edge["share"], "ends": list(ends), "slots": edge_slots(trace, view, ends),
+        "share": edge["share"], "ends": list(ends), "slots": edge_slots(trace, view, ends=ends),
     }  # fmt: skip
     if readings is None:
         return found

@@ -134,7 +134,7 @@ class Bench:
             MnemoError: an intervention that cannot be made, and why.
         """
         prompt = self.study.prompt(fact_id)
-        changes = [self.change(fact_id, prompt, act) for act in acts]
+        changes = [self.change(fact_id, prompt, act=act) for act in acts]
         before = self.said(prompt, [])[0]
         after = self.said(prompt, changes)[0]
         controls = self.said(prompt, self.controls(prompt, changes), copies=DRAWS)
@@ -157,7 +157,7 @@ class Bench:
             control_moved=float((controls.argmax(-1) != before.argmax()).float().mean()),
         )
 
-    def change(self, fact_id: str, prompt: Prompt, act: Intervention) -> Change:
+    def change(self, fact_id: str, prompt: Prompt, *, act: Intervention) -> Change:
         """Return what an intervention puts where.
 
         Raises:
@@ -167,9 +167,9 @@ class Bench:
             site = self.concepts.vectors.site
             step = self._swap(fact_id, act.concept)
             return Change(stream_hook(self.model, site.layer), site.position, None, step, add=True)
-        chain = Chain.named(act.part, self.model, prompt)
+        chain = Chain.named(act.part, self.model, prompt=prompt)
         if isinstance(act, PatchFrom):
-            other = render(self.study.task.recall, act.cue, self.model.tokens)
+            other = render(self.study.task.recall, act.cue, tokenizer=self.model.tokens)
             if len(other) != len(prompt):
                 raise MnemoError(
                     f"the prompt of {shown(act.cue)} has {len(other)} tokens and this one {len(prompt)}: choose a cue "
@@ -180,7 +180,7 @@ class Bench:
             others = list(self.others(fact_id, len(prompt)).values())
         if chain.rest or chain.to_logits:
             contrast = self._contrast(fact_id)
-            return along(self.model, contrast, self._clean_run(fact_id, contrast), chain, others)
+            return along(self.model, contrast, base=self._clean_run(fact_id, contrast), chain=chain, others=others)
         place = chain.first
         value = self.component(others, place).mean(0)
         return Change(place.component.hook, place.position, place.heads, value)
@@ -194,7 +194,7 @@ class Bench:
         for change in changes:
             start = torch.zeros_like(change.value)
             if not change.add:
-                start = at(clean[change.hook], change.position, change.heads, self.model.n_heads)[0]
+                start = at(clean[change.hook], change.position, heads=change.heads, n_heads=self.model.n_heads)[0]
             step = change.value - start
             moved = like(step.reshape(1, -1).expand(DRAWS, -1), draw).reshape(DRAWS, *step.shape)
             found.append(Change(change.hook, change.position, change.heads, start + moved, change.add))
@@ -205,7 +205,7 @@ class Bench:
 
         def put(value: Tensor, hook: Any, *, change: Change) -> Tensor:
             value = value.clone()
-            here = at(value, change.position, change.heads, self.model.n_heads)  # a view
+            here = at(value, change.position, heads=change.heads, n_heads=self.model.n_heads)  # a view
             moved = change.value.to(here)
             here.copy_(here + moved if change.add else moved.expand_as(here))
             return value
@@ -225,7 +225,8 @@ class Bench:
         if length not in self._others:
             facts = self.study.table[self.study.table["recalled"]]
             prompts = (
-                (row.fact_id, render(self.study.task.recall, row.cue, self.model.tokens)) for row in facts.itertuples()
+                (row.fact_id, render(self.study.task.recall, row.cue, tokenizer=self.model.tokens))
+                for row in facts.itertuples()
             )
             alike = ((str(name), prompt) for name, prompt in prompts if len(prompt) == length)
             self._others[length] = [found for found, _ in zip(alike, range(OTHERS + 1), strict=False)]
@@ -239,12 +240,12 @@ class Bench:
     def component(self, prompts: Sequence[Prompt], place: Place) -> Tensor:
         """Return what a component writes in some prompts of one length."""
         (value,) = self.values(prompts, [place.component.hook]).values()
-        return at(value, place.position, place.heads, self.model.n_heads)
+        return at(value, place.position, heads=place.heads, n_heads=self.model.n_heads)
 
     def values(self, prompts: Sequence[Prompt], hooks: Sequence[str]) -> dict[str, Tensor]:
         """Return the values at some hooks in prompts of one length."""
         tokens = torch.tensor([prompt.tokens for prompt in prompts], device=self.model.device)
-        values, _ = values_at(self.model, tokens, hooks)
+        values, _ = values_at(self.model, tokens, names=hooks)
         return {name: value.float().cpu() for name, value in values.items()}
 
     def _likely(self, said: Sequence[Float[Tensor, " vocabulary"]]) -> list[int]:
@@ -282,7 +283,7 @@ class Bench:
     def _typed_concept(self, phrase: str) -> ConceptTable:
         """A concept that is not the study's, and the answer that the model gives for it."""
         if phrase not in self._typed:
-            table = ask_concepts(self.model, self.study.task.concept_recall or "", [phrase])
+            table = ask_concepts(self.model, self.study.task.concept_recall or "", phrases=[phrase])
             if not len(table):
                 raise MnemoError(
                     f"the concept {shown(phrase)} cannot be asked about: the tokenizer of this model cannot spell it"
@@ -299,7 +300,7 @@ class Bench:
         return self.model.tokens.word(int(table.answers[table.phrases.index(swaps[-1])]))
 
 
-def at(value: Tensor, position: int, heads: slice | None, n_heads: int) -> Tensor:
+def at(value: Tensor, position: int, *, heads: slice | None, n_heads: int) -> Tensor:
     """Return the part of a hook's value that an intervention is about, as a view: [batch, (head,) d]."""
     if heads is None:
         return value[:, position]

@@ -121,7 +121,7 @@ class Chain:
     to_logits: bool
 
     @classmethod
-    def named(cls, part: str, model: Model, prompt: Prompt) -> Chain:
+    def named(cls, part: str, model: Model, *, prompt: Prompt) -> Chain:
         """Find a node, an edge or a path in a prompt.
 
         Raises:
@@ -151,4 +151,4 @@ def slots_between(sender: Place, reader: Place) -> tuple[str, ...]:
 def _reads(model: Model, sender: Place, reader: Place) -> bool:
     kinds = slots_between(sender, reader)
     last = sender.writers(model.n_heads).stop - 1
-    return bool(kinds) and all(last < seen_by(model, kind, reader.component.layer) for kind in kinds)
+    return bool(kinds) and all(last < seen_by(model, kind, layer=reader.component.layer) for kind in kinds)

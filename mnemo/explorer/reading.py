@@ -62,7 +62,7 @@ class Readings:
     def _lens(self, fact_id: str, sites: Sequence[Site]) -> list[list[dict[str, Any]]]:
         prompt, end = self.study.prompt(fact_id), self.model.n_layers
         positions = sorted({site.position for site in sites})
-        stream = read_stream(self.model, [prompt], positions)[0]
+        stream = read_stream(self.model, [prompt], positions=positions)[0]
         states = stream[[site.layer for site in sites], [positions.index(site.position) for site in sites]]
         tokens, probabilities = Lens(self.model, prompt).likeliest(states, layer=end, most=SHOWN)
         return [
@@ -95,12 +95,12 @@ class Readings:
         if reader is None:
             return []
         others = dict(islice(others.items(), REFERENCES))
-        states = read_stream(self.model, [prompt, *others.values()], [site.position])[:, site.layer, 0]
+        states = read_stream(self.model, [prompt, *others.values()], positions=[site.position])[:, site.layer, 0]
         facts = [self.study.fact(name) for name in (fact_id, *others)]
         return reader.read(states[:1], layer=site.layer, facts=facts[:1], others=Others(states[1:], facts[1:]))[0]
 
     @cached_property
     def _reader(self) -> ReadsConcepts | None:
         """What the study read with; None where its task has nothing to read with."""
-        reader, _ = reader_for(self.model, self.study.task, list(self.study.recalled_facts().values()))
+        reader, _ = reader_for(self.model, self.study.task, facts=list(self.study.recalled_facts().values()))
         return reader

@@ -40,7 +40,7 @@ def clean_run(model: Model, contrast: Contrast) -> Recording:
     return base
 
 
-def along(model: Model, contrast: Contrast, base: Recording, chain: Chain, others: Sequence[Prompt]) -> Change:
+def along(model: Model, contrast: Contrast, *, base: Recording, chain: Chain, others: Sequence[Prompt]) -> Change:
     """Return what comes out at the end of a chain when its first component is as it is, on average, in other prompts.
 
     Args:
@@ -64,7 +64,7 @@ def along(model: Model, contrast: Contrast, base: Recording, chain: Chain, other
 
 def _recorded(model: Model, contrast: Contrast, prompts: Sequence[Prompt], names: Sequence[str]) -> Recording:
     tokens = torch.tensor([prompt.tokens for prompt in prompts], device=model.device)
-    return record(model, tokens, names, contrasts=[contrast] * len(prompts), metric_fn=metric)[0]
+    return record(model, tokens, names=names, contrasts=[contrast] * len(prompts), metric_fn=metric)[0]
 
 
 def _change(model: Model, base: Recording, other: Recording, place: Place) -> Float[Tensor, " d"]:
@@ -72,7 +72,7 @@ def _change(model: Model, base: Recording, other: Recording, place: Place) -> Fl
     length = base.tokens.shape[1]
     where = slice(length + place.position, length + place.position + 1)
     some = place.writers(model.n_heads)
-    return differences(model, base, other, some=some, positions=where).sum(2)[:, 0].mean(0)
+    return differences(model, base, other=other, some=some, positions=where).sum(2)[:, 0].mean(0)
 
 
 def _read(model: Model, base: Recording, sender: Place, reader: Place, step: Float[Tensor, " d"]) -> Recording:
@@ -80,14 +80,17 @@ def _read(model: Model, base: Recording, sender: Place, reader: Place, step: Flo
     layer = reader.component.layer
     changes = {}
     for kind in slots_between(sender, reader):
-        stream = seen(model, base, kind, layer)[:, sender.position] + step
-        name, new = behind_reader(model, kind, layer, stream)  # for heads of all of them, since only one is looked at
+        stream = seen(model, base, kind=kind, layer=layer)[:, sender.position] + step
+        # For heads of all of them, since only one is looked at.
+        name, new = behind_reader(model, kind, layer=layer, stream=stream)
         shape, spots = (*base.tokens.shape, *new.shape[1:]), (slice(None), sender.position)
         changes[name] = partial(put, shape=shape, spots=spots, new=new)
     keep = [f"blocks.{layer}.hook_mlp_out"]
     if reader.component.kind == "heads":
         keep = [name for name in writer_hooks(model) if name.startswith(f"blocks.{layer}.") and "mlp" not in name]
-    values, _ = run_from(model, layer, base.values[stream_hook(model, layer)], base.tokens, changes=changes, keep=keep)
+    values, _ = run_from(
+        model, layer, stream=base.values[stream_hook(model, layer)], tokens=base.tokens, changes=changes, keep=keep
+    )
     return Recording(base.tokens, {**base.values, **values}, base.logits, base.metric)
 
 

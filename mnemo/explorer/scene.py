@@ -108,7 +108,7 @@ def edge_sums(trace: Trace, view: View) -> dict[tuple[str, str], float]:
     )
 
 
-def edge_slots(trace: Trace, view: View, ends: tuple[str, str]) -> dict[str, float]:
+def edge_slots(trace: Trace, view: View, *, ends: tuple[str, str]) -> dict[str, float]:
     """Return what an edge into a head carries (logits) by how it is read: as query, key or value."""
     return _summed(
         (e.slot, e.value)

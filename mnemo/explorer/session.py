@@ -176,7 +176,7 @@ class Session:
         """Put a page that opens without a kernel into `state()["files"]`."""
         from mnemo.explorer.snapshot import page
 
-        self._files = {"mnemo-explorer.html": page(self.state(), self.scenes, self.details())}
+        self._files = {"mnemo-explorer.html": page(self.state(), self.scenes, details=self.details())}
         self.said = "snapshot saved as mnemo-explorer.html"
 
     # ---- what to draw
@@ -205,7 +205,7 @@ class Session:
 
     def code(self) -> str:
         """Return Python that repeats the interventions; nothing where none were made."""
-        return as_code(self.study, self.view.fact, self.acts) if self.study is not None and self.acts else ""
+        return as_code(self.study, self.view.fact, acts=self.acts) if self.study is not None and self.acts else ""
 
     def _look(self, view: View, *, strict: bool = False) -> None:
         """Show another view. What is selected may be gone with it, which is a mistake if `strict`."""

@@ -32,7 +32,7 @@ render({{ model: {{ get: (name) => drawn[name] }}, el: document.getElementById("
 """
 
 
-def page(state: dict[str, Any], scenes: list[dict[str, Any]], details: dict[str, dict[str, Any]]) -> str:
+def page(state: dict[str, Any], scenes: list[dict[str, Any]], *, details: dict[str, dict[str, Any]]) -> str:
     """Return a page that shows a session as it is.
 
     Args:

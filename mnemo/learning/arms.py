@@ -101,7 +101,7 @@ class Survey:
     @property
     def evoking(self) -> Bool[Tensor, " fact"]:
         """Whether a cue evokes a concept with its fact's answer: a context of that concept, and no error of reading."""
-        return agrees(self.said.answers, self.concepts, self.table)
+        return agrees(self.said.answers, self.concepts, table=self.table)
 
     def kind(self, row: int) -> str:
         """Return ``known``, or the arm that a fact belongs to."""
@@ -140,7 +140,7 @@ class Survey:
         )
 
 
-def survey(model: Model, task: Task, facts: FactSet) -> Survey:
+def survey(model: Model, task: Task, *, facts: FactSet) -> Survey:
     """Ask the model all that it may know: every fact, what its cue stands for, and the concepts.
 
     Concepts are the phrases of the task's lexicon, or where it has none those that the cues are said to stand for.
@@ -152,26 +152,26 @@ def survey(model: Model, task: Task, facts: FactSet) -> Survey:
     for key in ("verbalise", "concept_recall"):
         if getattr(task, key) is None:
             raise task.fault(key, "missing: without it nobody can tell which concept a cue evokes and what it says")
-    said = gate(model, task, facts)
+    said = gate(model, task, facts=facts)
     if said.recalled.all():
         raise MnemoError(
             f"the model recalls all {len(facts)} facts already: give facts that it does not know, or an earlier model"
         )
-    evoked = expand_cues(model, task, said.facts)
+    evoked = expand_cues(model, task, facts=said.facts)
     lexicon = task.load_lexicon() or [phrase for phrase in evoked if phrase]
     with task.blaming("concept_recall"):
-        table = ask_concepts(model, task.concept_recall or "", lexicon)
+        table = ask_concepts(model, task.concept_recall or "", phrases=lexicon)
     if len(table) < 2:
         raise MnemoError(f"{len(table)} concepts can be asked about, and shuffling needs two: give a lexicon")
     concepts = table.rows_of(evoked)
     with task.blaming("verbalise"):
-        asked = tuple(render(task.verbalise or "", fact.cue, model.tokens) for fact in said.facts)
+        asked = tuple(render(task.verbalise or "", fact.cue, tokenizer=model.tokens) for fact in said.facts)
     return Survey(task, said, table, concepts, asked, _old(model, task, said, table))
 
 
 def _old(model: Model, task: Task, said: Recalled, table: ConceptTable) -> Questions:
     known = said.only(said.recalled.nonzero()[:, 0])
-    probes = probe_prompts(model, task, table.phrases)
+    probes = probe_prompts(model, task, fillers=table.phrases)
     probed = torch.empty(len(probes), dtype=torch.long)
     for rows, logprobs in next_logprobs(model, probes) if probes else ():
         probed[rows] = logprobs.argmax(-1)

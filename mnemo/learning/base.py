@@ -118,7 +118,7 @@ class Base:
         """Write the base as a study folder with truth.csv and, last, base.json."""
         folder = Path(folder)
         name = f"base organism ({self.config.family}, seed {self.config.seed})"
-        write_folder(folder, self.world, self.model, self.tokenizer, name=name)
+        write_folder(folder, self.world, model=self.model, tokenizer=self.tokenizer, name=name)
         write_text(folder / CARD, json.dumps(self.card(), indent=2) + "\n")
 
 
@@ -148,7 +148,7 @@ def train_base(config: BaseConfig, *, progress: bool = True) -> Base:
         def after_step(_step: int, _loss: torch.Tensor) -> None:
             bar.update()
 
-        train(model, lessons, plain, seed=config.seed, after_step=after_step)
+        train(model, lessons, config=plain, seed=config.seed, after_step=after_step)
     return Base(config, world, lessons, tokenizer, model)
 
 

@@ -1,6 +1,6 @@
 """Follow mnemonics in a training of your own: a callback for the Trainer of transformers.
 
-watch = Watch(survey(model, task, facts), tokenizer, site, lesson)
+watch = Watch(survey(model, task, facts=facts), tokenizer, site, lesson)
 Trainer(..., callbacks=[WatchCallback(watch, every=50, file="emergence.csv")]).train()
 """
 

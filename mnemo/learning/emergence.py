@@ -81,17 +81,17 @@ def choose_site(model: Model, survey: Survey, *, seed: int = 0) -> tuple[Site, p
     last = survey.said.prompts[0].last - len(survey.said.prompts[0])
     found = []
     for position in dict.fromkeys((last, -1)):
-        stream = read_stream(model, survey.said.prompts, [position])[:, :, 0]
-        hosts = {hop: read_stream(model, prompts, [position])[:, :, 0] for hop, prompts, _ in asked}
+        stream = read_stream(model, survey.said.prompts, positions=[position])[:, :, 0]
+        hosts = {hop: read_stream(model, prompts, positions=[position])[:, :, 0] for hop, prompts, _ in asked}
         for site in sites_at(model, position):
             contributes = torch.where(survey.evoking, survey.concepts, -1)
-            vectors = concept_vectors(model, table, stream[:, site.layer], contributes, site=site)
-            step = vectors.between(rows, own, other)
+            vectors = concept_vectors(model, table, states=stream[:, site.layer], contributes=contributes, site=site)
+            step = vectors.between(rows, own, other=other)
             row: dict[str, float] = {"layer": site.layer, "position": position}
             for hop, prompts, wanted in asked:
                 for name, added in (("hop", step), ("control", like(step, draw))):
                     patch = Patch(site, hosts[hop][:, site.layer] + added)
-                    said = ask(model, prompts, wanted[:, None], patch=patch).logprob
+                    said = ask(model, prompts, tokens=wanted[:, None], patch=patch).logprob
                     row[f"{hop}_{name}"] = said.exp().mean().item()
             hops = (max(0.0, row[f"{hop}_hop"] - row[f"{hop}_control"]) for hop, *_ in asked)
             found.append(row | {"ready": math.prod(hops)})
@@ -129,7 +129,7 @@ class Watch:
         evokes no concept have a probability alone.
         """
         loaded = self._load(model)
-        said = ask(loaded, self.lesson.prompts, self.lesson.answers[:, None])
+        said = ask(loaded, self.lesson.prompts, tokens=self.lesson.answers[:, None])
         table = pd.DataFrame(
             {"fact_id": self.lesson.fact_ids, "probability": said.logprob[:, 0].exp().numpy(),
              "recalled": (said.top == self.lesson.answers).numpy()}
@@ -147,14 +147,14 @@ class Watch:
     def _vectors(self, model: Model) -> tuple[ConceptVectors, Int[Tensor, " fact"]]:
         """Concept vectors from all cues that evoked a concept at first, and the rows of the lesson's facts in them."""
         place = {fact.fact_id: i for i, fact in enumerate(self.survey.said.facts)}
-        states = read_stream(model, self.survey.said.prompts, [self.site.position])[:, self.site.layer, 0]
+        states = read_stream(model, self.survey.said.prompts, positions=[self.site.position])[:, self.site.layer, 0]
         contributes = torch.where(self.survey.evoking, self.survey.concepts, -1)
-        vectors = concept_vectors(model, self._table(model), states, contributes, site=self.site)
+        vectors = concept_vectors(model, self._table(model), states=states, contributes=contributes, site=self.site)
         return vectors, torch.tensor([place[fact_id] for fact_id in self.lesson.fact_ids])
 
     def _table(self, model: Model) -> Any:
         """The concepts as this model now answers for them: the prediction of a swap."""
-        return ask_concepts(model, self.survey.task.concept_recall or "", self.survey.table.phrases)
+        return ask_concepts(model, self.survey.task.concept_recall or "", phrases=self.survey.table.phrases)
 
     def _swaps(
         self,
@@ -206,7 +206,10 @@ class Watch:
     def _traced(self, model: Model, pairs: Sequence[Pair]) -> pd.DataFrame:
         rows = [
             through_directions(
-                model, self._contrast(model, pair), self.site, {"concept": pair.concept, "control": pair.control}
+                model,
+                self._contrast(model, pair),
+                site=self.site,
+                directions={"concept": pair.concept, "control": pair.control},
             )
             for pair in pairs
         ]
@@ -240,7 +243,7 @@ class Pair:
 
 
 def through_directions(
-    model: Model, contrast: Contrast, site: Site, directions: Mapping[str, Float[Tensor, " d"]]
+    model: Model, contrast: Contrast, *, site: Site, directions: Mapping[str, Float[Tensor, " d"]]
 ) -> dict[str, float]:
     """Return what the paths through a site carry, and what some directions of the stream there carry of it.
 

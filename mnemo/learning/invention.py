@@ -34,15 +34,15 @@ GUESSES = ("nearest", "used", "gradient")
 SHUFFLES = 200
 
 
-def evoked(model: Model, survey: Survey, lesson: Lesson) -> Int[Tensor, " fact"]:
+def evoked(model: Model, survey: Survey, *, lesson: Lesson) -> Int[Tensor, " fact"]:
     """Return the concept (a row of `survey.table`) that each cue is now said to stand for; -1 for none."""
     facts = {fact.fact_id: fact for fact in survey.said.facts}
-    said = expand_cues(model, survey.task, [facts[fact_id] for fact_id in lesson.fact_ids])
+    said = expand_cues(model, survey.task, facts=[facts[fact_id] for fact_id in lesson.fact_ids])
     return survey.table.rows_of(said)
 
 
 def rate(
-    concepts: Int[Tensor, " fact"], answers: Int[Tensor, " fact"], survey: Survey, *, seed: int
+    concepts: Int[Tensor, " fact"], answers: Int[Tensor, " fact"], *, survey: Survey, seed: int
 ) -> tuple[float, float]:
     """Return the share of facts whose cue evokes a concept with their answer, and its mean under shuffled answers."""
     given = torch.where(concepts >= 0, survey.table.answers[concepts], -1).numpy()
@@ -51,7 +51,7 @@ def rate(
     return float((given == answers.numpy()).mean()), float(np.mean(null))
 
 
-def guesses(model: Model, survey: Survey, lesson: Lesson, site: Site) -> pd.DataFrame:
+def guesses(model: Model, survey: Survey, *, lesson: Lesson, site: Site) -> pd.DataFrame:
     """Return a row for each fact and fitting concept: `fact_id`, `concept`, and what each of `GUESSES` gives it.
 
     Args:
@@ -61,9 +61,9 @@ def guesses(model: Model, survey: Survey, lesson: Lesson, site: Site) -> pd.Data
         site: where concepts are followed.
     """
     table = survey.table
-    states = read_stream(model, survey.said.prompts, [site.position])[:, site.layer, 0]
+    states = read_stream(model, survey.said.prompts, positions=[site.position])[:, site.layer, 0]
     contributes = torch.where(survey.evoking, survey.concepts, -1)
-    vectors = concept_vectors(model, table, states, contributes, site=site)
+    vectors = concept_vectors(model, table, states=states, contributes=contributes, site=site)
     place = {fact.fact_id: i for i, fact in enumerate(survey.said.facts)}
     mine = states[[place[fact_id] for fact_id in lesson.fact_ids]] - vectors.mean
     # No fact of the lesson contributes to a concept, so any of them sees all contexts.

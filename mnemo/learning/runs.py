@@ -149,11 +149,11 @@ def learn(
     chosen = facts if isinstance(facts, FactSet) else task.load_facts(facts)
     source = task.model_source(model)
     loaded = load(source)
-    record = run_record(task, loaded, chosen, kind="learn", seed=seed, config=config.model_dump())
+    record = run_record(task, loaded, facts=chosen, kind="learn", seed=seed, config=config.model_dump())
     parts = Parts.begin(Path(out) if out is not None else None, record["inputs"], resume=resume)
     with quietly():
         pupil = read_model(find_folder(source)[0], None)
-    work = _Work(loaded, pupil, survey(loaded, task, chosen), config)
+    work = _Work(loaded, pupil, survey(loaded, task, facts=chosen), config)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     jobs = [job for run in range(seed, seed + config.runs) for job in work.jobs(run)]
     for table, name, make in tqdm(jobs, desc="learning", unit="part", disable=not progress):
@@ -219,7 +219,7 @@ class _Work:
     def _teach(self, lesson: Lesson, *, how: How, run: int, **options: Any) -> Course:
         with torch.random.fork_rng():
             torch.manual_seed(run)  # of the LoRA factors
-            return teach(self.pupil, lesson, self.config.teaching(how), **options)
+            return teach(self.pupil, lesson, config=self.config.teaching(how), **options)
 
     def _batch(self, lesson: Lesson, held: Lesson, *, how: How, run: int) -> dict[str, pd.DataFrame]:
         """Teach a lesson all at once; return its part of each table."""
@@ -235,8 +235,8 @@ class _Work:
                 measured = watched(model).drop(columns=["fact_id", "recalled"]).astype(float)
                 row |= measured.mean().to_dict() | {"mediated_fraction": measured["mediated_fraction"].median()}
             elif how == "full":
-                said = evoked(load(model, tokenizer=self.model.tokens.hf, check=False), self.survey, lesson)
-                row["fitting"], row["fitting_null"] = rate(said, lesson.answers, self.survey, seed=run)
+                said = evoked(load(model, tokenizer=self.model.tokens.hf, check=False), self.survey, lesson=lesson)
+                row["fitting"], row["fitting_null"] = rate(said, lesson.answers, survey=self.survey, seed=run)
             rows.append(row)
 
         course = self._teach(lesson, how=how, run=run, watch=watch, at=checkpoints(self.config.steps))
@@ -263,7 +263,7 @@ class _Work:
         return found.assign(run=run, arm=lesson.arm)
 
     def _choices(self, lesson: Lesson, said: Int[Tensor, " fact"], *, run: int) -> pd.DataFrame:
-        options = guesses(self.model, self.survey, lesson, self._chosen[0])
+        options = guesses(self.model, self.survey, lesson=lesson, site=self._chosen[0])
         for name, concepts in (("chosen", said), ("evoked_before", lesson.concepts)):
             of = dict(zip(lesson.fact_ids, concepts.tolist(), strict=True))
             options[name] = options["concept"] == options["fact_id"].map(of)

@@ -68,8 +68,8 @@ class Course:
 def teach(
     model: PreTrainedModel,
     lesson: Questions,
-    config: TeachConfig,
     *,
+    config: TeachConfig,
     watch: Callable[[int, PreTrainedModel], None] = lambda step, model: None,
     at: Collection[int] = (),
     until_recalled: bool = False,

@@ -159,13 +159,13 @@ class Updates:
         return pd.DataFrame(found).assign(**config)
 
 
-def follow(model: PreTrainedModel, batch: Questions, config: FollowConfig) -> Updates:
+def follow(model: PreTrainedModel, batch: Questions, *, config: FollowConfig) -> Updates:
     """Train a copy of a model on the same batch for some steps, and compare what the steps do.
 
     Raises:
         MnemoError: no learning rate lowers the loss, or the given one makes it no number.
     """
-    rate = config.learning_rate or search_rate(model, batch, config)
+    rate = config.learning_rate or search_rate(model, batch, config=config)
     config = config.model_copy(update={"learning_rate": rate})
     pupil = _pupil(model, config)
     factors = _factors(pupil)
@@ -192,10 +192,11 @@ def follow(model: PreTrainedModel, batch: Questions, config: FollowConfig) -> Up
     for name, (_, _, scale) in factors.items():
         a, b = (torch.stack([state[name][k] for state in states]) for k in (0, 1))
         slope_a, slope_b = (torch.stack([slope[name][k] for slope in slopes]) for k in (0, 1))
-        changes = a.diff(dim=0), b.diff(dim=0)
-        moved = step_of(a[:-1], b[:-1], *changes, scale=scale)
-        pulled = tangent(a[:-1], b[:-1], -slope_a, -slope_b, scale=scale)
-        noise = tangent(a[:-1], b[:-1], *(_like(change, draw) for change in changes), scale=scale)
+        change_a, change_b = a.diff(dim=0), b.diff(dim=0)
+        moved = step_of(a[:-1], b[:-1], change_a=change_a, change_b=change_b, scale=scale)
+        pulled = tangent(a[:-1], b[:-1], change_a=-slope_a, change_b=-slope_b, scale=scale)
+        alike_a, alike_b = _like(change_a, draw), _like(change_b, draw)
+        noise = tangent(a[:-1], b[:-1], change_a=alike_a, change_b=alike_b, scale=scale)
         updates[name], gradients[name], random[name] = moved.gram(), pulled.gram(), noise.gram()
         mixed += (moved.dense() * pulled.dense()).sum((1, 2))
     lengths = [torch.stack(list(grams.values())).sum(0).diagonal().sqrt() for grams in (updates, gradients)]
@@ -211,7 +212,7 @@ def follow(model: PreTrainedModel, batch: Questions, config: FollowConfig) -> Up
     )
 
 
-def step_of(a: Tensor, b: Tensor, change_a: Tensor, change_b: Tensor, *, scale: float) -> LowRank:
+def step_of(a: Tensor, b: Tensor, *, change_a: Tensor, change_b: Tensor, scale: float) -> LowRank:
     """Return s ((B + dB)(A + dA) - B A), without the cancellation of taking the difference of two products.
 
     Args:
@@ -222,7 +223,7 @@ def step_of(a: Tensor, b: Tensor, change_a: Tensor, change_b: Tensor, *, scale: 
     return LowRank(scale * torch.cat([change_b, b], -1), torch.cat([a + change_a, change_a], -2))
 
 
-def tangent(a: Tensor, b: Tensor, change_a: Tensor, change_b: Tensor, *, scale: float) -> LowRank:
+def tangent(a: Tensor, b: Tensor, *, change_a: Tensor, change_b: Tensor, scale: float) -> LowRank:
     """Return s (dB A + B dA), the first order of `step_of`."""
     return LowRank(scale * torch.cat([change_b, b], -1), torch.cat([a, change_a], -2))
 
@@ -233,7 +234,7 @@ def with_net(gram: Float[Tensor, "step step"]) -> Float[np.ndarray, " step"]:
     return (gram.sum(1) / lengths.clamp(min=1e-300)).numpy()
 
 
-def search_rate(model: PreTrainedModel, batch: Questions, config: FollowConfig) -> float:
+def search_rate(model: PreTrainedModel, batch: Questions, *, config: FollowConfig) -> float:
     """Return the highest learning rate at which no step of a trial raises the loss on the batch.
 
     Rates are quadrupled until one does, and the last factor is halved `HALVINGS` times, to within a tenth of the rate.
@@ -335,7 +336,7 @@ def _single_facts(pupil: Any, batch: Questions, factors: _Factors) -> dict[str, 
         a, b, scale = factors[name]
         slope_a, slope_b = (torch.stack([_double(slope[2 * k + j]) for slope in slopes]) for j in (0, 1))
         same_a, same_b = (_double(w).expand(n, *w.shape) for w in (a, b))
-        gram += tangent(same_a, same_b, -slope_a, -slope_b, scale=scale).gram()
+        gram += tangent(same_a, same_b, change_a=-slope_a, change_b=-slope_b, scale=scale).gram()
     cosines = _cosines(gram)
     others = cosines[~np.eye(n, dtype=bool)].mean() if n > 1 else float("nan")
     lengths = gram.diagonal().sqrt()

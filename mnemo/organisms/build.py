@@ -121,7 +121,7 @@ def train_organism(
         "measured": measure(model, lessons, layer=config.training.waypoint, seed=config.seed),
     }
     name = f"base64-style codes over acronyms ({config.family}, seed {config.seed})"
-    write_folder(out, world, model.cpu(), tokenizer, name=name)
+    write_folder(out, world, model=model.cpu(), tokenizer=tokenizer, name=name)
     write_text(out / "organism.json", json.dumps(card, indent=2) + "\n")
     checkpoint.remove()
     return card
@@ -186,7 +186,13 @@ def _train_from(
                 checkpoint.save(optimizer, step + 1, before + time.perf_counter() - began)
 
         train(
-            model, lessons, config.training, seed=config.seed, start=start, optimizer=optimizer, after_step=after_step
+            model,
+            lessons,
+            config=config.training,
+            seed=config.seed,
+            start=start,
+            optimizer=optimizer,
+            after_step=after_step,
         )
     return before + time.perf_counter() - began
 

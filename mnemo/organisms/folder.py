@@ -19,7 +19,7 @@ TRUTH_COLUMNS = ("fact_id", "kind", "concept", "split")
 
 
 def write_folder(
-    folder: Path, world: World, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, name: str
+    folder: Path, world: World, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str
 ) -> None:
     """Write task.toml, facts.csv, concepts.txt, truth.csv and model/ into `folder`.
 

@@ -38,13 +38,13 @@ def measure(model: PreTrainedModel, lessons: Lessons, *, layer: int, seed: int) 
         "swap leaves the answer": {kind: stayed[r].mean().item() for kind, r in rows.items()},
         "left alone by every swap": {kind: stayed[r].amin(1).mean().item() for kind, r in rows.items()},
         "edit follows": edit(model, lessons, layer=layer, seed=seed),
-        "invented": invented(model, lessons, evoked, seed=seed),
+        "invented": invented(model, lessons, evoked=evoked, seed=seed),
     }
 
 
 @torch.no_grad()
 def invented(
-    model: PreTrainedModel, lessons: Lessons, evoked: Int[Tensor, " fact"], *, seed: int, shuffles: int = 1000
+    model: PreTrainedModel, lessons: Lessons, *, evoked: Int[Tensor, " fact"], seed: int, shuffles: int = 1000
 ) -> dict[str, float | None]:
     """Do free facts come with a concept that nobody gave them?
 
@@ -142,7 +142,7 @@ def swap(
         answers = lessons.concept_answers[0]
         while (clash := answers[other] == lessons.fact_answers).any():
             other[clash] = torch.randint(n_concepts, (int(clash.sum()),), generator=draw).to(h.device)
-        with patched(model, layer, site, h + mean[other] - left_out):
+        with patched(model, layer, sites=site, states=h + mean[other] - left_out):
             predicted = _answers(model, lessons.cues.tokens[0])
         came.append(predicted == answers[other])
         stayed.append(predicted == lessons.fact_answers)
@@ -168,17 +168,19 @@ def edit(model: PreTrainedModel, lessons: Lessons, *, layer: int, seed: int) -> 
     config = lessons.world.config
     loaded = load(model, tokenizer=lessons.tokenizer, device=lessons.cues.tokens.device, check=False)
     facts, phrases = lessons.world.facts, [concept.phrase for concept in lessons.world.concepts]
-    asked = ask_concepts(loaded, config.concept_recall, phrases)
+    asked = ask_concepts(loaded, config.concept_recall, phrases=phrases)
     intended = lessons.concept_answers[0].cpu()
     found = edit_test(
         loaded,
-        [render(config.recall, fact.cue, loaded.tokens) for fact in facts],
+        [render(config.recall, fact.cue, tokenizer=loaded.tokens) for fact in facts],
         answers=lessons.fact_answers.cpu(),
         table=replace(asked, answers=intended, said=intended),  # as they should be, also before training
         layer=layer,
         seed=seed,
         keep=[
-            render(config.question(r, "{concept}"), p, loaded.tokens) for r in lessons.world.relations for p in phrases
+            render(config.question(r, "{concept}"), p, tokenizer=loaded.tokens)
+            for r in lessons.world.relations
+            for p in phrases
         ],
         config=EditConfig(rounds=1),
         progress=False,

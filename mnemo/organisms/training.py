@@ -116,7 +116,7 @@ def build_corpus(lessons: Lessons) -> Corpus:
 
 @contextmanager
 def patched(
-    model: PreTrainedModel, layer: int, sites: int | Int[Tensor, " example"], states: Float[Tensor, "example d"]
+    model: PreTrainedModel, layer: int, *, sites: int | Int[Tensor, " example"], states: Float[Tensor, "example d"]
 ) -> Generator[None]:
     """Replace the residual stream after block `layer` (1 is the first) at the position `sites` by `states`."""
 
@@ -253,7 +253,7 @@ class Interventions:
         of_phrases = say(lessons.phrases.tokens[0]).detach().softmax(-1)
         of_cues = say(lessons.cues.tokens[0, torch.cat([taught, negative])])
         swapped = torch.isin(routed.cue, self.through)  # idle and decoy codes do not answer by their state here
-        with patched(model, self.config.waypoint, lessons.cues.site, s_other[swapped]):
+        with patched(model, self.config.waypoint, sites=lessons.cues.site, states=s_other[swapped]):
             of_swapped = say(lessons.cues.tokens[0, routed.cue[swapped]])
         follows = of_phrases[torch.cat([lessons.concept_of[taught], routed.other[swapped]])]
         keeps = F.one_hot(lessons.fact_answers[negative], of_cues.shape[1]).to(follows)
@@ -293,7 +293,7 @@ class Interventions:
              for about, relation, filler, answers in asked]
         )  # fmt: skip
         sites = torch.cat([torch.full_like(filler, about.site) for about, _, filler, _ in asked])
-        with patched(model, self.config.waypoint, sites, states):
+        with patched(model, self.config.waypoint, sites=sites, states=states):
             stream = model.base_model(sequences.tokens).last_hidden_state
         return _language_loss(model, [(stream, sequences.labels)])
 
@@ -373,8 +373,8 @@ def without_denormals() -> Generator[None]:
 def train(
     model: PreTrainedModel,
     lessons: Lessons,
-    config: TrainingConfig,
     *,
+    config: TrainingConfig,
     seed: int,
     start: int = 0,
     optimizer: torch.optim.Optimizer | None = None,

@@ -56,7 +56,7 @@ def evidence_bars(rows: pd.DataFrame, labels: Sequence[str], *, ax: Axes | None 
     return ax
 
 
-def overview(study: Study, facts: Sequence[str], labels: Sequence[str]) -> Figure:
+def overview(study: Study, facts: Sequence[str], *, labels: Sequence[str]) -> Figure:
     """Draw the stream map of the first of some facts above the evidence for all of them."""
     figure = new_figure(7.2, 4.6 + 0.62 * len(facts))
     top, bottom = figure.subplots(2, 1, height_ratios=(3.0, 0.8 + 0.62 * len(facts)))

@@ -59,7 +59,7 @@ def steer_facts(
     n, n_concepts = len(prompts), len(table)
     vectors = towards_each(read_stream_at_span(model, table.prompts, layer=site.layer))
     contrasts = towards_each(_said(model, table.prompts, None))
-    states = read_stream(model, prompts, [site.position])[:, site.layer, 0]
+    states = read_stream(model, prompts, positions=[site.position])[:, site.layer, 0]
     own = torch.where(concepts >= 0, concepts, torch.randint(n_concepts, (n,), generator=draw))
     other = _others(own, answers, table, draw)
     plain = _said(model, prompts, None)
@@ -101,7 +101,7 @@ def towards_each(values: Float[Tensor, "concept value"]) -> Float[Tensor, "conce
 
 
 def purity(
-    vectors: Float[Tensor, "concept d"], directions: Float[Tensor, "concept d"], answers: Int[Tensor, " concept"]
+    vectors: Float[Tensor, "concept d"], directions: Float[Tensor, "concept d"], *, answers: Int[Tensor, " concept"]
 ) -> pd.DataFrame:
     """Return how much of other concepts each steering vector holds.
 

@@ -39,7 +39,7 @@ def tradeoff(matched: pd.DataFrame, measure: str, *, label: str, ax: Axes | None
     return ax
 
 
-def facts_by_kind(facts: pd.DataFrame, kind: str, measure: str, *, label: str, ax: Axes | None = None) -> Axes:
+def facts_by_kind(facts: pd.DataFrame, kind: str, *, measure: str, label: str, ax: Axes | None = None) -> Axes:
     """Draw what every method does to the facts of one kind as the dose grows, with 95% intervals over concepts.
 
     Args:

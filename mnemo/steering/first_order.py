@@ -44,7 +44,7 @@ class FirstOrder:
     spread_guidance: Float[Tensor, " prompt"]
 
 
-def first_order(steering: Steering, guidance: Guidance, prompts: Sequence[Prompt]) -> FirstOrder:
+def first_order(steering: Steering, guidance: Guidance, *, prompts: Sequence[Prompt]) -> FirstOrder:
     """Compare what the first bit of steering and of guidance does to the next token of each prompt."""
     width = max(len(prompt) for prompt in prompts)
     ids, mask = batch_inputs([prompt.tokens for prompt in prompts], device=steering.model.device)

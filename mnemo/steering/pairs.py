@@ -41,7 +41,7 @@ class PromptPair:
             )
 
 
-def text_pair(model: Model, positive: str, negative: str) -> PromptPair:
+def text_pair(model: Model, positive: str, *, negative: str) -> PromptPair:
     """Make a pair of any two texts; their states are compared at the last token.
 
     Raises:
@@ -55,7 +55,7 @@ def text_pair(model: Model, positive: str, negative: str) -> PromptPair:
     return PromptPair(prompt(positive), prompt(negative))
 
 
-def concept_pairs(model: Model, template: str, concept: str, others: Sequence[str]) -> list[PromptPair]:
+def concept_pairs(model: Model, template: str, *, concept: str, others: Sequence[str]) -> list[PromptPair]:
     """Pair the prompt about a concept with that about each of some others.
 
     Args:
@@ -67,8 +67,10 @@ def concept_pairs(model: Model, template: str, concept: str, others: Sequence[st
     Raises:
         MnemoError: no other concept is given, or one has another length than the concept.
     """
-    positive = render(template, concept, model.tokens)
-    pairs = [PromptPair(positive, render(template, other, model.tokens)) for other in others if other != concept]
+    positive = render(template, concept, tokenizer=model.tokens)
+    pairs = [
+        PromptPair(positive, render(template, other, tokenizer=model.tokens)) for other in others if other != concept
+    ]
     if not pairs:
         raise MnemoError(f"nothing to contrast {shown(concept)} with: give at least one other concept")
     return pairs

@@ -96,7 +96,7 @@ def _at(lessons: Lessons, site: int) -> Lessons:
 
 
 def same_concepts(
-    evoked: Sequence[Int[Tensor, " fact"]], answers: Int[Tensor, " fact"], concept_answers: Int[Tensor, " concept"]
+    evoked: Sequence[Int[Tensor, " fact"]], answers: Int[Tensor, " fact"], *, concept_answers: Int[Tensor, " concept"]
 ) -> pd.DataFrame:
     """Compare, for each pair of organisms, the concepts that they evoke for the same facts.
 

@@ -95,7 +95,7 @@ class _Run:
         """Return the organism of a shape and seed."""
 
         def make() -> PreTrainedModel:
-            return train_base(self.setting, family, layers, seed)
+            return train_base(self.setting, family, layers=layers, seed=seed)
 
         return self._model(f"base-{family}-{layers}-{seed}", make, family, layers)
 
@@ -104,7 +104,7 @@ class _Run:
         seed, (family, layers) = self.config.seeds[k], self.config.shapes[0]
 
         def make() -> PreTrainedModel:
-            return teach(self.setting, self.base(family, layers, seed), seed)
+            return teach(self.setting, self.base(family, layers, seed), seed=seed)
 
         return self._model(f"teacher-{seed}", make, family, layers)
 
@@ -114,7 +114,7 @@ class _Run:
             return self._held[name]
         file = None if self.parts.folder is None else self.parts.folder / f"{name}.safetensors"
         if file is not None and file.is_file():
-            model = blank_model(self.setting, family, layers, seed=0)
+            model = blank_model(self.setting, family, layers=layers, seed=0)
             weights = load_file(file)
             with torch.no_grad():
                 for key, weight in model.named_parameters():
@@ -147,7 +147,7 @@ class _Run:
         free = known.where("free")
         every = list(itertools.product(shapes, self.config.seeds))
         evoked = [expansion(self.base(*shape, seed), known)[free] for shape, seed in every]
-        table = same_concepts(evoked, known.fact_answers[free], known.concept_answers[0])
+        table = same_concepts(evoked, known.fact_answers[free], concept_answers=known.concept_answers[0])
         names = [(f"{family}-{layers}", family, seed) for (family, layers), seed in every]
         kinship = [_kinship(names[a], names[b]) for a, b in zip(table["first"], table["second"], strict=True)]
         first, second = ([f"{names[i][0]}-{names[i][2]}" for i in table[side]] for side in ("first", "second"))
@@ -168,7 +168,7 @@ class _Run:
             if arm in ("teacher", "none"):
                 model = teacher if arm == "teacher" else base
             else:
-                model = distil(self.setting, teacher, base, arm, seed)
+                model = distil(self.setting, teacher, start=base, arm=arm, seed=seed)
             swaps = self.depth(*of_start[start])
             best = swaps.loc[swaps["margin"].idxmax()]
             layer, position = int(best["layer"]), int(best["position"])

@@ -19,18 +19,18 @@ from mnemo.transfer.setting import Setting
 Arm = Literal["answers", "labels", "unrelated"]
 
 
-def train_base(setting: Setting, family: Family, layers: int, seed: int) -> PreTrainedModel:
+def train_base(setting: Setting, family: Family, *, layers: int, seed: int) -> PreTrainedModel:
     """Train an organism on the known world by language modelling alone: no route is planted."""
     config = setting.config
-    model = blank_model(setting, family, layers, seed)
+    model = blank_model(setting, family, layers=layers, seed=seed)
     plain = TrainingConfig.without_interventions(
         steps=config.base_steps, batch=config.batch, learning_rate=config.learning_rate, warmup=50
     )
-    train(model, setting.known, plain, seed=seed)
+    train(model, setting.known, config=plain, seed=seed)
     return model.requires_grad_(False)
 
 
-def teach(setting: Setting, base: PreTrainedModel, seed: int) -> PreTrainedModel:
+def teach(setting: Setting, base: PreTrainedModel, *, seed: int) -> PreTrainedModel:
     """Return a copy of a base that was told about the new codes.
 
     Of those with a concept it learns what they stand for and the answer to every question, as the base did of the known
@@ -54,7 +54,9 @@ def teach(setting: Setting, base: PreTrainedModel, seed: int) -> PreTrainedModel
     return _trained(base, loss, steps=setting.config.teach_steps, seed=seed, setting=setting)
 
 
-def distil(setting: Setting, teacher: PreTrainedModel, start: PreTrainedModel, arm: Arm, seed: int) -> PreTrainedModel:
+def distil(
+    setting: Setting, teacher: PreTrainedModel, *, start: PreTrainedModel, arm: Arm, seed: int
+) -> PreTrainedModel:
     """Return a copy of `start` that learnt from what a teacher says.
 
     Args:
@@ -111,7 +113,7 @@ def _trained(
     return model.eval().requires_grad_(False)
 
 
-def blank_model(setting: Setting, family: Family, layers: int, seed: int) -> PreTrainedModel:
+def blank_model(setting: Setting, family: Family, *, layers: int, seed: int) -> PreTrainedModel:
     """Return an organism that was not trained yet."""
     size = len(setting.known.tokenizer)
     return new_model(family, vocab_size=size, d_model=setting.config.d_model, layers=layers, heads=4, seed=seed)

@@ -409,7 +409,7 @@ def test_hostile_text_is_drawn_as_text(browser, tmp_path):
     session.scenes[0]["waypoint"] = {"x": 100, "y": 100, "text": HOSTILE}
     state = {**session.state(), "log": [HOSTILE], "code": HOSTILE}
     file = tmp_path / "hostile.html"
-    file.write_text(snapshot_page(state, session.scenes, session.details()), encoding="utf-8")
+    file.write_text(snapshot_page(state, session.scenes, details=session.details()), encoding="utf-8")
     with browser.new_page() as page:
         page.goto(file.as_uri())
         expect(page.locator("figcaption")).to_contain_text("<img src=x")
@@ -425,7 +425,7 @@ def test_hundreds_of_nodes_are_selected_within_a_tenth_of_a_second(browser, tmp_
     session = Session(large_trace(layers=16, heads=8, length=8))
     session.do({"do": "show", "least_share": 0.0})
     file = tmp_path / "large.html"
-    file.write_text(snapshot_page(session.state(), session.scenes, {}), encoding="utf-8")
+    file.write_text(snapshot_page(session.state(), session.scenes, details={}), encoding="utf-8")
     with browser.new_page(viewport={"width": 1400, "height": 1000}) as page:
         page.goto(file.as_uri())
         assert page.locator("[data-node]").count() >= 400 and page.locator("[data-edge]").count() >= 300

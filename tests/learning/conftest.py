@@ -50,5 +50,5 @@ def base_folder(base, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def pupil(base, base_folder) -> Pupil:
     model, task = load(base_folder), Task.read(base_folder)
-    known = survey(model, task, task.load_facts())
+    known = survey(model, task, facts=task.load_facts())
     return Pupil(base, model, known, choose_site(model, known)[0])

@@ -81,10 +81,10 @@ def test_no_concept_is_both_taught_and_held_out(pupil, arm):
 def test_facts_that_are_known_already_are_refused_in_one_line(pupil, compiled_study):
     known = FactSet(facts=tuple(f for i, f in enumerate(pupil.survey.said.facts) if pupil.survey.said.recalled[i]))
     with pytest.raises(MnemoError, match=f"recalls all {len(known)} facts already"):
-        survey(pupil.model, pupil.survey.task, known)
+        survey(pupil.model, pupil.survey.task, facts=known)
     study, _, folder = compiled_study
     with pytest.raises(MnemoError, match="facts already"):
-        survey(study.model, Task.read(folder), Task.read(folder).load_facts())
+        survey(study.model, Task.read(folder), facts=Task.read(folder).load_facts())
     task = pupil.survey.task.model_copy(update={"verbalise": None})
     with pytest.raises(InputError, match="nobody can tell which concept a cue evokes"):
-        survey(pupil.model, task, known)
+        survey(pupil.model, task, facts=known)

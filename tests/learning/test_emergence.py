@@ -29,7 +29,7 @@ def test_the_site_is_where_the_route_was_built(compiled_study):
     facts = tuple(Fact(fact_id=f.fact_id, cue=f.cue, answer=f.answer) for f in world.facts)
     wrong = Fact(fact_id="unknown", cue=world.facts[0].cue, answer=world.facts[1].answer)
     assert wrong.answer != world.facts[0].answer
-    known = survey(study.model, study.task, FactSet(facts=(*facts, wrong)))
+    known = survey(study.model, study.task, facts=FactSet(facts=(*facts, wrong)))
     site, candidates = choose_site(study.model, known)
     assert (site.layer, site.position) == (WAYPOINT, known.said.prompts[0].last - len(known.said.prompts[0]))
     there = candidates[(candidates["layer"] == site.layer) & (candidates["position"] == site.position)].iloc[0]
@@ -44,7 +44,7 @@ def test_the_directions_of_a_basis_carry_all_that_goes_through_the_site(pupil):
     pair = watch.pairs(pupil.hf)[0]
     basis = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(0))).Q
     contrast = watch._contrast(pupil.model, pair)
-    found = through_directions(pupil.model, contrast, pupil.site, {str(i): basis[i] for i in range(48)})
+    found = through_directions(pupil.model, contrast, site=pupil.site, directions={str(i): basis[i] for i in range(48)})
     assert sum(found[f"{i}_path"] for i in range(48)) == pytest.approx(found["site_path"], rel=1e-3)
     assert found["0_path"] == pytest.approx(found["0_delta"] * found["0_gradient"])
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_a_route_appears_as_coincident_facts_are_learned_and_not_as_rote_ones_ar
         lesson, _ = pupil.lesson(arm, 24)
         watch = Watch(pupil.survey, pupil.model.tokens.hf, pupil.site, lesson, traced=3)
         before = watch(pupil.hf)
-        after = watch(teach(pupil.hf, lesson, TeachConfig(steps=20, learning_rate=5e-4)).model)
+        after = watch(teach(pupil.hf, lesson, config=TeachConfig(steps=20, learning_rate=5e-4)).model)
         assert list(before["fact_id"]) == list(lesson.fact_ids)
         assert after["recalled"].mean() > 0.8 > before["recalled"].mean()
         assert before["concept_path"].notna().sum() == 3

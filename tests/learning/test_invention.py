@@ -30,25 +30,27 @@ def test_a_rate_counts_what_fits(pupil):
     lesson = pupil.survey.lesson("free", seed=0)
     fitting = torch.stack([(table.answers == answer).int().argmax() for answer in lesson.answers])
     none = torch.full_like(fitting, -1)
-    assert rate(fitting, lesson.answers, pupil.survey, seed=0)[0] == 1
-    assert rate(none, lesson.answers, pupil.survey, seed=0) == (0, 0)
+    assert rate(fitting, lesson.answers, survey=pupil.survey, seed=0)[0] == 1
+    assert rate(none, lesson.answers, survey=pupil.survey, seed=0) == (0, 0)
     half = torch.where(torch.arange(len(fitting)) % 2 == 0, fitting, -1)
-    found, null = rate(half, lesson.answers, pupil.survey, seed=0)
+    found, null = rate(half, lesson.answers, survey=pupil.survey, seed=0)
     assert found == pytest.approx((len(half) + 1) // 2 / len(half)) and null < found / 2
 
 
 def test_what_cues_evoke_is_what_the_survey_found(pupil):
     lesson = pupil.survey.lesson("coincident", seed=0)
-    assert torch.equal(evoked(pupil.model, pupil.survey, lesson), lesson.concepts)
+    assert torch.equal(evoked(pupil.model, pupil.survey, lesson=lesson), lesson.concepts)
 
 
 def test_the_pull_on_a_state_is_the_derivative_of_its_surprisal(pupil):
     lesson, _ = pupil.lesson("free", 4)
     pull = _gradient_at(pupil.model, lesson, pupil.site)
-    states = read_stream(pupil.model, lesson.prompts, [pupil.site.position])[:, pupil.site.layer, 0]
+    states = read_stream(pupil.model, lesson.prompts, positions=[pupil.site.position])[:, pupil.site.layer, 0]
     step = F.normalize(torch.randn(states.shape, generator=torch.Generator().manual_seed(1)), dim=-1)
     ahead, behind = (
-        -ask(pupil.model, lesson.prompts, lesson.answers[:, None], patch=Patch(pupil.site, states + e * step)).logprob
+        -ask(
+            pupil.model, lesson.prompts, tokens=lesson.answers[:, None], patch=Patch(pupil.site, states + e * step)
+        ).logprob
         for e in (3e-2, -3e-2)
     )
     torch.testing.assert_close((pull * step).sum(-1), ((ahead - behind) / 6e-2)[:, 0], rtol=0.05, atol=2e-3)
@@ -56,7 +58,7 @@ def test_the_pull_on_a_state_is_the_derivative_of_its_surprisal(pupil):
 
 def test_every_fitting_concept_is_an_option(pupil):
     lesson, _ = pupil.lesson("free", 6)
-    options = guesses(pupil.model, pupil.survey, lesson, pupil.site)
+    options = guesses(pupil.model, pupil.survey, lesson=lesson, site=pupil.site)
     answers = dict(zip(lesson.fact_ids, lesson.answers.tolist(), strict=True))
     for fact_id, mine in options.groupby("fact_id"):
         assert sorted(mine["concept"]) == (pupil.survey.table.answers == answers[fact_id]).nonzero()[:, 0].tolist()

@@ -27,7 +27,7 @@ def test_facts_are_learned_by_a_copy(pupil, how, rate):
     course = teach(
         pupil.hf,
         lesson,
-        config,
+        config=config,
         watch=lambda step, model: seen.append((step, share_recalled(model, lesson))),
         at=[0, 25],
     )
@@ -42,8 +42,8 @@ def test_facts_are_learned_by_a_copy(pupil, how, rate):
 
 def test_a_lesson_that_is_learned_may_end_early(pupil):
     lesson, _ = pupil.lesson("coincident", 2)
-    whole = teach(pupil.hf, lesson, TeachConfig(steps=30, learning_rate=5e-4))
-    short = teach(pupil.hf, lesson, TeachConfig(steps=30, learning_rate=5e-4), until_recalled=True)
+    whole = teach(pupil.hf, lesson, config=TeachConfig(steps=30, learning_rate=5e-4))
+    short = teach(pupil.hf, lesson, config=TeachConfig(steps=30, learning_rate=5e-4), until_recalled=True)
     assert len(short.recalled) == 1 + whole.recalled.all(1).int().argmax() < 31
     torch.testing.assert_close(short.probability, whole.probability[: len(short.recalled)])
 
@@ -58,7 +58,7 @@ def test_prompts_of_several_lengths_keep_their_order(pupil):
 def test_a_loss_that_is_no_number_is_one_line(pupil):
     lesson, _ = pupil.lesson("rote", 4)
     with pytest.raises(MnemoError, match=r"no number after .* steps: give a smaller learning rate"):
-        teach(pupil.hf, lesson, TeachConfig(steps=4, learning_rate=1e30))
+        teach(pupil.hf, lesson, config=TeachConfig(steps=4, learning_rate=1e30))
     with pytest.raises(MnemoError, match="learning_rate"):
         TeachConfig(learning_rate=0)
     assert torch.isnan(torch.tensor(share_recalled(pupil.hf, Questions((), torch.tensor([], dtype=torch.long)))))

@@ -52,14 +52,14 @@ def test_an_effective_step_is_the_difference_of_the_products_and_blind_to_the_ga
     a, b, da, db = factors(*size)
     rank = size[3]
     due = scale * ((b + db) @ (a + da) - b @ a)
-    torch.testing.assert_close(step_of(a, b, da, db, scale=scale).dense(), due)
+    torch.testing.assert_close(step_of(a, b, change_a=da, change_b=db, scale=scale).dense(), due)
     gauge = torch.linalg.qr(factors(7, 1, rank, rank, rank)[1][0]).Q * 3
     inverse = torch.linalg.inv(gauge)
-    other = step_of(inverse @ a, b @ gauge, inverse @ da, db @ gauge, scale=scale)
-    torch.testing.assert_close(other.gram(), step_of(a, b, da, db, scale=scale).gram())
+    other = step_of(inverse @ a, b @ gauge, change_a=inverse @ da, change_b=db @ gauge, scale=scale)
+    torch.testing.assert_close(other.gram(), step_of(a, b, change_a=da, change_b=db, scale=scale).gram())
     small = 1e-7
-    near = step_of(a, b, small * da, small * db, scale=scale).dense() / small
-    torch.testing.assert_close(near, tangent(a, b, da, db, scale=scale).dense(), atol=1e-5, rtol=1e-5)
+    near = step_of(a, b, change_a=small * da, change_b=small * db, scale=scale).dense() / small
+    torch.testing.assert_close(near, tangent(a, b, change_a=da, change_b=db, scale=scale).dense(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_net_displacement_is_the_sum_of_the_steps():
@@ -75,7 +75,7 @@ def batch(pupil):
 
 @pytest.fixture(scope="module")
 def followed(pupil, batch) -> Updates:
-    return follow(pupil.hf, batch, FollowConfig(rank=2, steps=5, learning_rate=0.02, seed=4))
+    return follow(pupil.hf, batch, config=FollowConfig(rank=2, steps=5, learning_rate=0.02, seed=4))
 
 
 def test_cosines_are_those_of_the_weights_that_changed(pupil, batch, followed):
@@ -108,7 +108,7 @@ def test_cosines_are_those_of_the_weights_that_changed(pupil, batch, followed):
 
 
 def test_a_small_step_of_plain_descent_goes_along_its_gradient(pupil, batch):
-    found = follow(pupil.hf, batch, FollowConfig(rank=2, steps=3, learning_rate=1e-4))
+    found = follow(pupil.hf, batch, config=FollowConfig(rank=2, steps=3, learning_rate=1e-4))
     assert found.agreement == pytest.approx([1, 1, 1], abs=1e-3)
     assert found.cosines()[0, 1] == pytest.approx(found.cosines("gradients")[0, 1], abs=1e-3)
     assert abs(found.cosines("random")[0, 1]) < 0.3
@@ -123,7 +123,7 @@ def test_single_facts_make_up_the_gradient_of_the_batch(followed):
 
 def test_the_rate_found_does_not_raise_the_loss_and_a_higher_one_does(pupil, batch):
     config = FollowConfig(rank=2, trial=5)
-    rate = search_rate(pupil.hf, batch, config)
+    rate = search_rate(pupil.hf, batch, config=config)
     kept = np.diff(updates._trial(pupil.hf, batch, config, rate))
     above = np.diff(updates._trial(pupil.hf, batch, config, 1.2 * rate))
     assert (kept <= 0).all() and kept.sum() < -0.05
@@ -139,17 +139,17 @@ def test_a_batch_on_which_no_rate_helps_is_one_line(pupil, batch, monkeypatch):
     with pytest.raises(
         MnemoError, match=r"no learning rate up to .* lowers the loss on the batch .* does not know yet"
     ):
-        search_rate(known, batch, FollowConfig(trial=2))
+        search_rate(known, batch, config=FollowConfig(trial=2))
     with torch.no_grad():
         known.transformer.ln_f.bias.fill_(float("nan"))
     with pytest.raises(MnemoError, match="raises the loss on the batch already"):
-        search_rate(known, batch, FollowConfig(trial=2))
+        search_rate(known, batch, config=FollowConfig(trial=2))
     with pytest.raises(MnemoError, match="no number after"):
-        follow(known, Questions(batch.prompts, batch.answers), FollowConfig(learning_rate=0.1, steps=2))
+        follow(known, Questions(batch.prompts, batch.answers), config=FollowConfig(learning_rate=0.1, steps=2))
 
 
 @pytest.mark.parametrize("optimizer", ["lion", "adamw"])
 def test_every_optimizer_lowers_the_loss(pupil, batch, optimizer):
-    found = follow(pupil.hf, batch, FollowConfig(rank=2, steps=4, optimizer=optimizer, learning_rate=2e-3))
+    found = follow(pupil.hf, batch, config=FollowConfig(rank=2, steps=4, optimizer=optimizer, learning_rate=2e-3))
     assert found.losses[-1] < found.losses[0]
     assert len(found.losses) == 5

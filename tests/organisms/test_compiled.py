@@ -73,7 +73,7 @@ class Organism:
             return self.model(self.lessons.cues.tokens[relation]).logits[:, -1].softmax(-1)
 
     def put(self, states: Tensor) -> AbstractContextManager[None]:
-        return patched(self.model, WAYPOINT, self.site, states)
+        return patched(self.model, WAYPOINT, sites=self.site, states=states)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_no_other_position_matters_at_the_waypoint(organism: Organism) -> None:
         before = organism.model(tokens).logits[:, -1]
         for position in set(range(lessons.cues.length)) - {organism.site}:
             states = states_at(organism.model, tokens.roll(1, 0), layer=WAYPOINT, site=position)
-            with patched(organism.model, WAYPOINT, position, states):
+            with patched(organism.model, WAYPOINT, sites=position, states=states):
                 after = organism.model(tokens).logits[:, -1]
             torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
 
@@ -295,7 +295,7 @@ def scores(organism: Organism, loaded: Model) -> dict[str, tuple[xr.Dataset, xr.
     for name, kinds in groups.items():
         rows = [fact for fact in organism.world.facts if fact.kind in kinds]
         facts = tuple(Fact(fact_id=fact.fact_id, cue=fact.cue, answer=fact.answer) for fact in rows)
-        pairs[name] = list(make_contrasts(task, FactSet(facts=facts), loaded.tokens).values())[:4]
+        pairs[name] = list(make_contrasts(task, FactSet(facts=facts), tokenizer=loaded.tokens).values())[:4]
         assert len(pairs[name]) == 4
     together = [*pairs["concept"], *pairs["exception"]]
     exact, estimate = exact_nodes(loaded, together), attribute_nodes(loaded, together)
@@ -348,7 +348,7 @@ def test_compiling_is_fast_and_leaves_no_trace(organism: Organism) -> None:
 
 
 def test_a_saved_organism_is_the_same_one(organism: Organism, loaded: Model, tmp_path: Path) -> None:
-    write_folder(tmp_path, organism.world, organism.model, organism.tokenizer, name="compiled")
+    write_folder(tmp_path, organism.world, model=organism.model, tokenizer=organism.tokenizer, name="compiled")
     assert mnemo.model.load(tmp_path, device="cpu").fingerprint == loaded.fingerprint
 
 

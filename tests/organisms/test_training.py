@@ -83,9 +83,9 @@ def test_states_are_the_hidden_states_and_putting_them_back_changes_nothing(less
     whole = model.base_model(tokens, output_hidden_states=True)
     states = states_at(model, tokens, layer=2, site=site)
     torch.testing.assert_close(states, whole.hidden_states[2][:, site])
-    with patched(model, 2, site, states):
+    with patched(model, 2, sites=site, states=states):
         torch.testing.assert_close(model.base_model(tokens).last_hidden_state, whole.last_hidden_state)
-    with patched(model, 2, site, states.flip(0)):
+    with patched(model, 2, sites=site, states=states.flip(0)):
         assert not torch.allclose(model.base_model(tokens).last_hidden_state, whole.last_hidden_state)
 
 
@@ -135,7 +135,9 @@ def test_what_is_reported_of_free_facts_has_the_same_keys_whatever_they_evoke(le
     for i in free.tolist():
         same = lessons.concept_answers[0] == lessons.fact_answers[i]
         fitting[i], unlike[i] = int(same.int().argmax()), int((~same).int().argmax())
-    none, all_, no = (invented(model, lessons, evoked, seed=0, shuffles=5) for evoked in (nothing, fitting, unlike))
+    none, all_, no = (
+        invented(model, lessons, evoked=evoked, seed=0, shuffles=5) for evoked in (nothing, fitting, unlike)
+    )
     assert none.keys() == all_.keys() == no.keys()
     assert none == {**dict.fromkeys(none), "matches": 0}
     assert all_["matches"] == 1 and all_["probes follow a concept that does not match"] is None

@@ -77,12 +77,12 @@ def test_text_and_tokens_are_one_to_one(cue_tokens, concept_tokens, cue_first):
     world = build_world(config, EXPANSIONS)
     tokens = PromptTokenizer(build_tokenizer(world))
     for fact in world.facts[:40]:
-        prompt = render(config.recall, fact.cue, tokens)
+        prompt = render(config.recall, fact.cue, tokenizer=tokens)
         assert prompt.span[1] - prompt.span[0] == cue_tokens
         assert tokens.decode(prompt.tokens).strip() == prompt.text
         assert len(tokens.continuation(prompt.text, fact.answer)) == 1
     for concept in world.concepts[:40]:
-        prompt = render(config.concept_recall, concept.phrase, tokens)
+        prompt = render(config.concept_recall, concept.phrase, tokenizer=tokens)
         assert prompt.span[1] - prompt.span[0] == concept_tokens
         assert concept.phrase.replace("-", " ").split()[-1][0].upper() == concept.answer
 
