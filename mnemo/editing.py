@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from mnemo.concept_vectors import ConceptTable
 from mnemo.edit_evidence import Edits
 from mnemo.errors import MnemoError
+from mnemo.partial_runs import logits_of
 from mnemo.patching import next_logprobs, over_batches
 from mnemo.records import Parts
 from mnemo.shape import Shape
@@ -45,7 +46,8 @@ class EditConfig:
         rounds: how many times concepts are taught new answers, drawn anew each time.
         steps: Adam steps at the most.
         learning_rates: of Adam, tried in this order until the edit is learned: larger steps move facts that have
-            nothing to do with it.
+            nothing to do with it. Those at which neither half of the concepts comes near to learning it are not tried
+            in later rounds; the last one always is.
         stop_below: mean loss (nats) at which training ends.
         learned: share of the edited concepts that must give their new answer, else the next rate is tried.
         spared: share of the facts that must keep their answers or follow a concept that had them, else the edit says
@@ -100,13 +102,14 @@ def edit_test(
         )
     trained = _mlp_parameters(model, above=layer)
     kept = _top(model, keep)
-    rounds = []
+    rates, rounds = config.learning_rates, []
     for i in tqdm(range(config.rounds), desc="editing", disable=not progress, leave=False):
         make = partial(
             _edit_halves, model, prompts, table=table, trained=trained, keep=keep, kept=kept,
-            draw=np.random.default_rng([seed, i]), config=config,
+            draw=np.random.default_rng([seed, i]), rates=rates, config=config,
         )  # fmt: skip
         rounds.append(parts.get(f"edit-{i:05d}", make) if parts else make())
+        rates = rates[rounds[-1]["useless"].min() :]
     done = pd.concat(rounds)
     new, edited, taken, said = (torch.from_numpy(np.stack(list(done[c]))) for c in ("new", "edited", "taken", "said"))
     return Edits(answers, table.answers, new, edited, taken, said, config.spared)
@@ -121,9 +124,14 @@ def _edit_halves(
     keep: Sequence[Prompt],
     kept: Int[Tensor, " kept"],
     draw: np.random.Generator,
+    rates: Sequence[float],
     config: EditConfig,
 ) -> pd.DataFrame:
-    """Teach one half of the concepts new answers and then the other: a row for each, with fields of `Edits`."""
+    """Teach one half of the concepts new answers and then the other.
+
+    Returns:
+        a row for each, with fields of `Edits` and how many of the rates are useless to it.
+    """
     order = draw.permutation(len(table))
     new = torch.from_numpy(_other_answers(table.answers.numpy(), draw))
     # Prompts of concepts may spell an answer in another way than recall prompts do.
@@ -134,16 +142,18 @@ def _edit_halves(
     rows = []
     for half in (first, ~first):
         targets = torch.cat([torch.where(half, taught, table.said), kept])
-        taken, said = torch.zeros_like(half), torch.full((len(prompts),), -1)
-        for rate in config.learning_rates:
+        taken, said, useless = torch.zeros_like(half), torch.full((len(prompts),), -1), 0
+        for k, rate in enumerate(rates):
             with _edited(trained):
                 _teach(model, trained, [*table.prompts, *keep], targets, rate=rate, config=config)
                 said, about = _top(model, prompts), _top(model, table.prompts)
             taken = half & (about == taught)
+            if taken.sum() < config.learned * half.sum() / 2:
+                useless = min(k + 1, len(rates) - 1)
             if taken.sum() >= config.learned * half.sum():
                 break
-        rows.append([value.numpy() for value in (new, half, taken, said)])
-    return pd.DataFrame(rows, columns=["new", "edited", "taken", "said"])
+        rows.append([*(value.numpy() for value in (new, half, taken, said)), useless])
+    return pd.DataFrame(rows, columns=["new", "edited", "taken", "said", "useless"])
 
 
 def _mlp_parameters(model: Model, *, above: int) -> list[nn.Parameter]:
@@ -191,7 +201,7 @@ def _teach(
     optimizer = torch.optim.Adam(trained, lr=rate)
 
     def run(rows: Tensor, tokens: Tensor) -> tuple[float, tuple[Tensor, ...]]:
-        logits = model.bridge(tokens)[:, -1].float()
+        logits = logits_of(model, tokens)[:, -1].float()
         loss = F.cross_entropy(logits, targets[rows].to(logits.device), reduction="sum") / len(prompts)
         return loss.item(), torch.autograd.grad(loss, list(trained))
 

@@ -133,6 +133,17 @@ def test_a_rate_at_which_the_edit_is_not_learned_is_left_for_the_next(case):
     pd.testing.assert_frame_equal(case.test(config=replace(FAST, learning_rates=(1e-9, 1e-2))), case.test())
 
 
+def test_a_rate_that_teaches_nothing_in_one_round_is_not_tried_in_the_next(case, monkeypatch):
+    tried = []
+    teach = mnemo.editing._teach
+    monkeypatch.setattr(
+        mnemo.editing, "_teach", lambda *args, rate, **known: (tried.append(rate), teach(*args, rate=rate, **known))
+    )
+    found = case.test(config=replace(FAST, rounds=2, learning_rates=(1e-9, 1e-2)))
+    assert tried == [1e-9, 1e-2] * 2 + [1e-2] * 2
+    pd.testing.assert_frame_equal(found, case.test(config=replace(FAST, rounds=2)))
+
+
 def test_facts_of_a_concept_that_did_not_take_its_edit_are_not_tested(case):
     assert case.test(config=EditConfig(steps=1, learning_rates=(1e-9,)))["edit_follows"].isna().all()
 
