@@ -98,7 +98,15 @@ def judge(folder: Path, out: Path, *, name: str) -> None:
     shown = strongest_first(free).head(EXAMPLES)
     columns = ["cue", "answer", "concept", "invented", "score", "entailment", "swap_success", "swap_control"]
     columns += ["prompt_swap", "prompt_control"]
-    dosed = ("layer", "dose", "dosed_layer", "dosed_swap", "dosed_control", "dosed_prompt_swap", "dosed_prompt_control")
+    dosed = (
+        "layer",
+        "tested_layer",
+        "dose",
+        "dosed_swap",
+        "dosed_control",
+        "dosed_prompt_swap",
+        "dosed_prompt_control",
+    )
     columns += [column for column in dosed if column in shown]
     card |= {"counts": count_invented(free), "examples": shown[columns].to_dict("records")}
     card["verdicts"] = free["verdict"].value_counts().to_dict()

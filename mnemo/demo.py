@@ -102,7 +102,7 @@ def _table(shown: Sequence[Shown]) -> Table:
     add("recalled with P", lambda row: f"{row['recall_probability']:.2f}")
     add("concept read", lambda row: plain(str(row["concept"])))
     add("swap works (random)", swaps_in_words)
-    add("concept suffices, P (another)", lambda row: f"{row['sufficiency']:.2f} ({row['sufficiency_control']:.2f})")
+    add("concept suffices, P (others)", lambda row: f"{row['sufficiency']:.2f} ({row['sufficiency_control']:.2f})")
     add("P lost without it (random)", lambda row: f"{row['ablation_drop']:.2f} ({row['ablation_control']:.2f})")
     add("probes follow it (same answer)", lambda row: f"{row['entailment']:.2f} ({row['entailment_control']:.2f})")
     add("verdict", lambda row: f"[bold]{row['verdict']}[/bold]")

@@ -26,6 +26,7 @@ from mnemo.prompts import Prompt
 from mnemo.study_concepts import StudyConcepts, study_concepts
 from mnemo.tables import write_csv
 from mnemo.trials import resampled
+from mnemo.verdict import tested_later
 
 if TYPE_CHECKING:
     from mnemo.study import Study
@@ -50,7 +51,7 @@ CURVES = {
 def dose_curves(
     study: Study, fact_id: str, *, doses: Sequence[float] = DOSES, targets: int = TARGETS, seed: int = 0
 ) -> pd.DataFrame:
-    """Run every intervention on one fact, at every dose: at the waypoint, or where the closest look at the fact was.
+    """Run every intervention on one fact, at every dose, in the layer in which its verdict was found.
 
     The answer of each swap is predicted beforehand, by asking the model about the other concept.
 
@@ -76,8 +77,7 @@ def dose_curves(
     row = study[fact_id]
     if study.waypoint is None or not isinstance(row["concept"], str):
         raise MnemoError(f"no concept was read for fact {fact_id!r}, so there is none to move: {_why(study, row)}")
-    layer = row.get("dosed_layer")
-    known = study_concepts(study, layer=None if pd.isna(layer) else int(layer))
+    known = study_concepts(study, layer=int(row["tested_layer"]) if tested_later(row) else None)
     curves, prompt, answer = _curves(study, known, row, targets=targets, seed=seed)
     whole = _Curve.joined(curves)
     labels = pd.concat([curve.labels(known.table, study) for curve in curves], ignore_index=True)
@@ -97,6 +97,12 @@ def dose_curves(
             )
         )
     return pd.concat(found, ignore_index=True)
+
+
+def title_of(row: pd.Series) -> str:
+    """Return the heading of a fact's curves; it names their layer where that is not the waypoint's."""
+    where = f" (layer {row['tested_layer']:.0f})" if tested_later(row) else ""
+    return f"{row['cue']} → {row['concept']} → {row['answer']}{where}"
 
 
 def write_doses(doses: pd.DataFrame, folder: Path, *, title: str) -> None:

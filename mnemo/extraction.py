@@ -310,9 +310,9 @@ class _Extraction:
         contributes = torch.where(agree, concepts, -1)
         support = torch.bincount(concepts[agree], minlength=len(table))
         states = {waypoint.site: waypoint.states}
-        if self.effort.doses and waypoint.behind:
+        if self.effort.doses and waypoint.later:
             streams = read_stream(self.model, recalled.prompts, positions=[waypoint.site.position])
-            states |= {site: streams[:, site.layer, 0] for site in waypoint.behind}
+            states |= {site: streams[:, site.layer, 0].clone() for site in waypoint.later}
         vectors = [
             concept_vectors(self.model, table, states=at, contributes=contributes, site=site)
             for site, at in states.items()
@@ -338,13 +338,13 @@ class _Extraction:
         read = (concepts >= 0).nonzero()[:, 0]
         chunks = read.split(FACTS_PER_CHUNK)
         for k, rows in enumerate(tqdm(chunks, desc="intervening", disable=not self.progress, leave=False)):
-            tested, *behind = [
+            tested, *later = [
                 TestedFacts(self.model, recalled.prompts, rows, recalled.answers[rows], concepts[rows], table, there)
                 for there in vectors
             ]
             make = partial(
                 look_at, tested, targets[rows], recall=recalled.probability[rows], effort=self.effort,
-                sites=waypoint.tried, fewest=fewest, seed=self.seed, behind=behind,
+                sites=waypoint.tried, fewest=fewest, seed=self.seed, later=later,
             )  # fmt: skip
             found.append(parts.get(f"trials-{k:05d}", make).set_axis(rows.tolist()))
         # A fact at which no concept was read has no evidence, and will be unsure.

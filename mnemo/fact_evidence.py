@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mnemo.concept_readers import compare_readers
-from mnemo.doses import dose_curves, write_doses
+from mnemo.doses import dose_curves, title_of, write_doses
 from mnemo.errors import InputError, MnemoError
 from mnemo.files import write_text
 from mnemo.messages import messages_beside_state
@@ -85,10 +85,7 @@ class FactEvidence:
                 write_csv(table, folder / f"{name}.csv")
         row, waypoint = self.study[self.fact_id], self.study.waypoint
         if "doses" in self.tables:
-            title = f"{row['cue']} → {row['concept']} → {row['answer']}"
-            if (layer := self.tables["doses"]["layer"].iloc[0]) != row["layer"]:
-                title += f" (layer {layer})"
-            write_doses(self.tables["doses"], folder, title=title)
+            write_doses(self.tables["doses"], folder, title=title_of(row))
         site = waypoint and {"layer": waypoint.site.layer, "position": waypoint.site.position}
         said = {"fact_id": self.fact_id, "site": site, "notes": self.notes, "run": self.study.record}
         write_text(folder / "evidence.json", json.dumps(said, indent=2) + "\n")

@@ -179,10 +179,10 @@ def _check_places(table: pd.DataFrame, waypoint: Waypoint | None, prompts: Seque
         if not np.array_equal(table[column].to_numpy(dtype=float), places, equal_nan=True):
             problem = "does not agree with the site that sites.csv names, if there is one: run extract again"
             raise InputError(problem, file=file, column=column)
-    looked_at = [] if waypoint is None else [site.layer for site in (waypoint.site, *waypoint.behind)]
-    if "dosed_layer" in table and not table["dosed_layer"].dropna().isin(looked_at).all():
-        problem = f"expected one of {looked_at}, the layers of sites.csv that facts are looked at in: run extract again"
-        raise InputError(problem, file=file, column="dosed_layer")
+    layers = [] if waypoint is None else [site.layer for site in (waypoint.site, *waypoint.later)]
+    if "tested_layer" in table and not table["tested_layer"].dropna().isin(layers).all():
+        problem = f"expected one of {layers}, the layers of sites.csv in which facts are tested: run extract again"
+        raise InputError(problem, file=file, column="tested_layer")
 
 
 def _readings(table: pd.DataFrame) -> dict[str, list[Reading]]:

@@ -21,6 +21,19 @@ if TYPE_CHECKING:
     from mnemo.model import Model
 
 
+# Evidence that not every run has; where it is missing, no column of the facts file may be taken for it.
+OPTIONAL = (
+    "tested_layer",
+    "dose",
+    "edit_concept",
+    "edit_share",
+    "edit_rival",
+    "edit_q",
+    "edit_elsewhere",
+    "edit_follows",
+)
+
+
 @dataclass(frozen=True)
 class Found:
     """What the steps have found so far; what is found by a step that could not be taken stays empty.
@@ -82,7 +95,7 @@ class Found:
             if column not in table:
                 table[column] = None
         more = [column for column in table if column not in COLUMNS]
-        return table[[*COLUMNS, *more]].join(_given(facts, table.columns))
+        return table[[*COLUMNS, *more]].join(_given(facts, [*table.columns, *OPTIONAL]))
 
 
 def _given(facts: Sequence[Fact], taken: Sequence[str] | pd.Index) -> pd.DataFrame:

@@ -2,15 +2,17 @@
 
 The second look is at several doses, as a fact may hold its concept in another amount than the cues that its vector is
 made of. The third, at the clearest of them, has so many targets that chance in their choice hardly matters; it is for
-the few facts that swaps move often and not often enough. Of several looks the closest counts. What is open even then is
-looked at in later layers too, as a few facts have their concept taken up later than the others; that counts only for
-facts that it shows beyond doubt.
+the few facts that swaps move often and not often enough. Of several looks the closest counts.
+
+A few facts have their concept taken up later than the others. So those that are open even then are looked at in later
+layers as well: the doses again, and then those other targets at the dose at which the fact moved. Where that shows a
+fact beyond doubt, all its evidence is that of the later layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +68,7 @@ class Effort:
 
     @property
     def looks(self) -> int:
-        """How many tests a fact may take: the first look, the second at each dose, and the third.
+        """How many tests a fact may take in one layer: the first look, the second at each dose, and the third.
 
         The third is one test, as other targets than its own chose its dose.
         """
@@ -100,70 +102,110 @@ def look_at(
     sites: int,
     fewest: int,
     seed: int,
-    behind: Sequence[TestedFacts] = (),
+    later: Sequence[TestedFacts] = (),
 ) -> pd.DataFrame:
-    """Intervene on some facts at one site, as closely as each of them needs.
+    """Intervene on some facts at the waypoint and, where that leaves them open, in later layers.
 
     Args:
-        tested: the facts.
-        targets: up to `effort.most_targets` concepts to swap each to, -1 for none. The first and the second look take
-            the first ones, the third those behind.
+        tested: the facts at the waypoint.
+        targets: up to `effort.most_targets` concepts to swap each to, -1 for none. Looks at several doses take the
+            first ones, looks at one dose that these chose the further ones.
         recall: probability of each fact's answer, untouched.
         effort: how much is tried.
-        sites: at how many sites swaps were tried to choose this one, for which p-values pay.
+        sites: at how many sites swaps were tried to choose this one, for which p-values pay; the later ones are among
+            them.
         fewest: as in `Effort.directions`, of all facts of the study.
         seed: decides random directions.
-        behind: the same facts at later sites, which were tried too.
+        later: the same facts in later layers.
 
     Returns:
-        the evidence of `mnemo.verdict.weigh`, with `resample_drop` and, where there are doses, that of the closest look
-        at each fact (`mnemo.verdict.weigh_doses`) and the layer in which that was, `dosed_layer`.
+        the evidence of `mnemo.verdict.weigh`, with `resample_drop`, the layer in which it was found, `tested_layer`,
+        and, where there are doses, that of the closest look at each fact (`mnemo.verdict.weigh_doses`).
     """
     random, beside = effort.directions(fewest, sites=sites)
-    evidence = weigh(run_trials(tested, targets[:, : effort.targets], seed=seed, random=random), recall)
-    evidence["resample_drop"] = (recall - run_resamples(tested, seed=seed)).numpy()
+    looks = _Looks(tested, targets, recall, effort, random, beside, seed)
+    evidence = looks.first(np.arange(len(tested.facts)))
     if not effort.doses:
         return evidence
 
-    def closer(
-        facts: Sequence[int], doses: Sequence[float], others: slice, seed: int, at: TestedFacts = tested
-    ) -> pd.DataFrame:
-        rows = torch.tensor(facts, dtype=torch.long)
-        swaps = run_dosed_swaps(at.only(rows), targets[rows, others], doses=doses, seed=seed, random=beside)
-        return weigh_doses(swaps).set_axis(list(facts)).assign(dosed_layer=at.vectors.site.layer)
+    closest = looks.second(np.flatnonzero(unsettled(evidence, tests=sites * effort.looks)))
+    open_ = undecided(with_doses(evidence, closest, looks=effort.looks), tests=sites)
+    third = looks.third(closest.loc[np.flatnonzero(open_)])
+    closest = pd.concat([closest.drop(third.index), third])
 
-    def with_closest(closest: pd.DataFrame) -> pd.DataFrame:
-        return with_doses(evidence, closest, looks=effort.looks)
-
-    first_ones, further_ones = slice(effort.dosed_targets), slice(effort.dosed_targets, None)
-    left = np.flatnonzero(unsettled(evidence, tests=sites * effort.looks)).tolist()
-    closest = closer(left, effort.doses, first_ones, seed)
-
-    enough = ((targets[:, further_ones] >= 0).sum(1) >= effort.dosed_targets).numpy()  # fewer would say less
-    still = closest.loc[np.flatnonzero(undecided(with_closest(closest), tests=sites) & enough)]
-    third = [closer(list(facts.index), [float(dose)], further_ones, seed + 1) for dose, facts in still.groupby("dose")]
-    closest = pd.concat([closest.drop(still.index), *third])
-
-    for later in behind:
-        left = np.flatnonzero(open_still(with_closest(closest), tests=sites)).tolist()
-        there = closer(left, effort.doses, first_ones, seed + 2, later)
-        settled = there[shown(with_doses(evidence.loc[left], there, looks=effort.looks), tests=sites)]
+    for k, there in enumerate(later, start=1):
+        looks = replace(looks, tested=there, seed=seed + 2 * k)
+        open_ = open_still(with_doses(evidence, closest, looks=effort.looks), tests=sites)
+        moved = _settled(evidence, looks.second(np.flatnonzero(open_)), looks=effort.looks, sites=sites)
+        settled = _settled(evidence, looks.third(moved), looks=effort.looks, sites=sites)
+        first = looks.first(settled.index.to_numpy(int)).assign(p_value=1.0)  # that of the closest look alone counts
+        evidence = pd.concat([evidence.drop(settled.index), first]).sort_index()
         closest = pd.concat([closest.drop(settled.index), settled])
-    return with_closest(closest)
+    return with_doses(evidence, closest, looks=effort.looks)
 
 
-def look_runs(others: Sequence[int], *, effort: Effort, sites: int, behind: int) -> int:
+def _settled(evidence: pd.DataFrame, closer: pd.DataFrame, *, looks: int, sites: int) -> pd.DataFrame:
+    """Return those rows of a closer look that show by themselves that a fact goes through its concept."""
+    alone = with_doses(evidence.loc[closer.index].assign(p_value=1.0), closer, looks=looks)
+    return closer[shown(alone, tests=sites)]
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Looks at some facts, named by their rows, in one layer; arguments as in `look_at`."""
+
+    tested: TestedFacts
+    targets: Int[Tensor, "fact target"]
+    recall: Float[Tensor, " fact"]
+    effort: Effort
+    random: int
+    beside: int
+    seed: int
+
+    def first(self, facts: Int[np.ndarray, " row"]) -> pd.DataFrame:
+        """Every intervention."""
+        rows = torch.tensor(facts)
+        tested, recall = self.tested.only(rows), self.recall[rows]
+        trials = run_trials(tested, self.targets[rows, : self.effort.targets], seed=self.seed, random=self.random)
+        evidence = weigh(trials, recall)
+        evidence["resample_drop"] = (recall - run_resamples(tested, seed=self.seed)).numpy()
+        return evidence.assign(tested_layer=tested.vectors.site.layer).set_axis(facts)
+
+    def second(self, facts: Int[np.ndarray, " row"]) -> pd.DataFrame:
+        """Swaps at all doses."""
+        return self._closer(facts, self.effort.doses, self.targets[:, : self.effort.dosed_targets], seed=self.seed)
+
+    def third(self, second: pd.DataFrame) -> pd.DataFrame:
+        """Swaps at the dose that the second look found, to the further targets of those facts that have enough."""
+        further = self.targets[:, self.effort.dosed_targets :]
+        enough = ((further >= 0).sum(1) >= self.effort.dosed_targets).numpy()  # fewer would say less than the second
+        by_dose = second[enough[second.index]].groupby("dose")
+        found = [
+            self._closer(facts.index.to_numpy(int), [float(dose)], further, seed=self.seed + 1)
+            for dose, facts in by_dose
+        ]
+        return pd.concat([second.head(0), *found])
+
+    def _closer(
+        self, facts: Int[np.ndarray, " row"], doses: Sequence[float], targets: Int[Tensor, "fact target"], *, seed: int
+    ) -> pd.DataFrame:
+        rows = torch.tensor(facts)
+        swaps = run_dosed_swaps(self.tested.only(rows), targets[rows], doses=doses, seed=seed, random=self.beside)
+        return weigh_doses(swaps).set_axis(facts)
+
+
+def look_runs(others: Sequence[int], *, effort: Effort, sites: int, later: int) -> int:
     """Return the runs of the model that `look_at` takes for some facts, at the most: if each gets every look.
 
     Args:
         others: how many other concepts each can be swapped to.
         effort, sites: as for `look_at`.
-        behind: how many later sites there are.
+        later: how many later layers there are.
     """
     random, beside = effort.directions(min(filter(None, others), default=0), sites=sites)
     first = sum(RESAMPLED + trial_runs(min(n, effort.targets), random=random) for n in others)
     if not effort.doses:
         return first
-    second = sum(dosed_runs(min(n, effort.dosed_targets), random=beside) for n in others)
+    second = len(effort.doses) * sum(dosed_runs(min(n, effort.dosed_targets), random=beside) for n in others)
     third = sum(dosed_runs(min(max(0, n - effort.dosed_targets), effort.open_targets), random=beside) for n in others)
-    return first + (1 + behind) * len(effort.doses) * second + third
+    return (1 + later) * (first + second + third)

@@ -35,7 +35,7 @@ from mnemo.shape import Shape
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import TOP_NODES
 from mnemo.trials import LEAST, trial_runs
-from mnemo.waypoints import BEHIND, PATCHED, POSITIONS, SAMPLE, TARGETS
+from mnemo.waypoints import LATER, PATCHED, POSITIONS, SAMPLE, TARGETS
 
 PROCESS_GB = 0.55  # Python with torch, transformers and transformer-lens in it
 CHARACTERS_PER_TOKEN = 3  # where there is no tokenizer to ask
@@ -226,11 +226,13 @@ def _runs(
 
 def _interventions(facts: FactSet, effort: Effort, *, sites: int, layers: int) -> int:
     """Return the runs of all interventions, after so many sites were compared in a model of so many blocks."""
-    behind = min(BEHIND, max(0, layers - 2))
+    later = min(LATER, max(0, layers - 2))
     having = Counter(fact.answer for fact in facts)
     each_its_own = [len(facts) - having[fact.answer] for fact in facts]
     one_an_answer = [len(having) - 1] * len(facts)
-    return max(look_runs(others, effort=effort, sites=sites, behind=behind) for others in (each_its_own, one_an_answer))
+    states = len(facts) * (1 + later) if later else 0  # of facts, and of concepts in each later layer
+    looks = (look_runs(others, effort=effort, sites=sites, later=later) for others in (each_its_own, one_an_answer))
+    return states + max(looks)
 
 
 def _operations(shape: Shape, parameters: int, length: int) -> float:

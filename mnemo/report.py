@@ -276,9 +276,10 @@ def _print_messages(console: Console, messages: pd.DataFrame) -> None:
 
 
 def _print_doses(console: Console, doses: pd.DataFrame) -> None:
-    """Print what each intervention does at a dose of 1, the one that verdicts rest on."""
+    """Print what each intervention does at a dose of 1."""
     at_one = doses[(doses["dose"] - 1).abs() < 1e-9]
-    table = Table("intervention at dose 1", "trials", "P(own answer)", "P(predicted answer)", box=None, pad_edge=False)
+    where = f"intervention at dose 1, layer {doses['layer'].iloc[0]}"
+    table = Table(where, "trials", "P(own answer)", "P(predicted answer)", box=None, pad_edge=False)
     for name, trials in at_one.groupby("curve", sort=False):
         own, predicted = float(trials["p_own"].mean()), float(trials["p_predicted"].mean())
         table.add_row(f"{name}: {CURVES[str(name)]}", str(len(trials)), _number(own), _number(predicted))

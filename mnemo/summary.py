@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mnemo.doses import dose_curves
+from mnemo.doses import dose_curves, title_of
 from mnemo.errors import MnemoError
 from mnemo.files import replacing, write_text
 from mnemo.invented import THROUGH_A_CONCEPT, as_marked, count_invented, mark_invented, strongest_first
@@ -46,7 +46,7 @@ CONTROLS = (
      "swap_control", "any push of that size would do"),
     ("a closer look, at the clearest of its doses", "dosed_swap", "random direction of the same norm",
      "dosed_control", "any push of that size would do"),
-    ("mean state plus concept gives the answer: P", "sufficiency", "mean state plus another concept",
+    ("mean state plus concept gives the answer: P", "sufficiency", "mean state plus other concepts",
      "sufficiency_control", "the rest of the prompt gives the answer away"),
     ("concept removed: P(answer) lost", "ablation_drop", "random vector of that norm removed", "ablation_control",
      "any damage of that size would do"),
@@ -276,7 +276,7 @@ def _pictures(study: Study, through: pd.DataFrame, kinds: pd.Series | None) -> l
             doses = dose_curves(study, best["fact_id"], seed=int(study.record["seed"]))
         except MnemoError:  # nothing to swap to; the notes say why
             return found
-        title = f"{best['cue']} → {best['concept']} → {best['answer']}"
+        title = title_of(best)
         caption = (
             f"The clearest fact, {title}, under every intervention as its dose grows; shaded: the range over the "
             "trials of swaps and of random directions. Left, the answer that the swap should give; right, the fact's "

@@ -240,9 +240,10 @@ def with_doses(evidence: pd.DataFrame, dosed: pd.DataFrame, *, looks: int) -> pd
     Args:
         evidence: as `weigh` gives it.
         dosed: as `weigh_doses` gives it, for facts looked at more closely, with the labels that they have in
-            `evidence`; it may have more columns.
-        looks: how often a fact may be swapped in all, the first time and at every dose of every closer look. All facts
-            pay for that in `p_value` (Bonferroni), those too that had no need of it; it is the smaller one of both.
+            `evidence`.
+        looks: how often a fact may be swapped in one layer, the first time and at every dose of every closer look. All
+            facts pay for that in `p_value` (Bonferroni), those too that had no need of it; it is the smaller one of
+            both.
     """
     both = evidence.join(dosed)
     both["strength"] = both["dosed_strength"].fillna(both["strength"])
@@ -291,6 +292,12 @@ def _above(evidence: pd.DataFrame, name: str) -> pd.Series:
     return (evidence[closer[0]] - evidence[closer[1]]).where(evidence["dose"].notna(), above)
 
 
+def tested_later(row: pd.Series) -> bool:
+    """Say whether a fact's interventions were in a later layer than the waypoint's."""
+    layer = row.get("tested_layer")
+    return bool(not pd.isna(layer) and layer != row["layer"])
+
+
 def swaps_in_words(row: pd.Series) -> str:
     """Write how often a fact's swaps work, random directions in brackets, in the closest look at it.
 
@@ -304,8 +311,8 @@ def swaps_in_words(row: pd.Series) -> str:
     by_prompts = prompts[0] - prompts[1] > cues[0] - cues[1]
     effect, control = prompts if by_prompts else cues
     where = f" at dose {row['dose']:g}" if closer else ""
-    if closer and row["dosed_layer"] != row["layer"]:
-        where += f", layer {row['dosed_layer']:.0f}"
+    if tested_later(row):
+        where += f", layer {row['tested_layer']:.0f}"
     return f"{effect:.2f} ({control:.2f}){' by prompts' if by_prompts else ''}{where}"
 
 
@@ -345,11 +352,12 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     """Return the evidence with a `q_value` (Benjamini and Hochberg 1995, over all facts judged), a `score` (the
     probability, by its strength, that a fact is recalled through its concept) and a `verdict`.
 
-    The site was chosen on facts that are now judged, so `p_value` is multiplied by the number of sites tried.
+    The site was chosen on facts that are now judged, so `p_value` is multiplied by the number of sites tried, those of
+    later looks among them.
 
     mnemonic: swaps move the answer as predicted, with vectors from cues or from the concepts' own prompts, the concept
     suffices for it, and vectors from prompts do move it (the second hop is the one that the concept's prompt uses);
-    all that in the first trials or, where there was a closer look, in that one, at its clearest dose and layer.
+    all that in the first trials or, where there was a closer look, in that one, at its clearest dose.
     shared-intermediate: all but the last. (Where most cues of a concept do other things beside evoking it, the vectors
     of cues are useless, and those of prompts are not.) Where the concept was edited (`mnemo.editing.edit_test`),
     whether the fact follows decides that last question instead: an edit tests the second hop itself.

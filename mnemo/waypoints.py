@@ -36,7 +36,7 @@ SEEN = 3  # facts that must be moved by swaps, where the mean over all facts doe
 # Where the same facts are moved at earlier clear sites (nearly all: SAME_FACTS), the concept stood there already, and
 # the clearest of them counts; the last of the clearest, where they differ by chance alone (ALIKE).
 STILL_WORKS, AS_CLEAR, SAME_FACTS, ALIKE = 0.5, 0.9, 0.98, 0.98
-BEHIND = 2  # later sites, at the most, at which facts are looked at that the waypoint leaves open
+LATER = 2  # layers behind it, at the most, in which facts are looked at that the waypoint leaves open
 
 CANDIDATE_COLUMNS = [
     "layer", "position", "share", "swap", "control", "leakage", "sufficiency", "score", "moved", "decided", "legible",
@@ -71,17 +71,17 @@ class Waypoint:
         return float(chosen["score"]) >= UNTOUCHED or float(chosen["moved"]) >= SEEN
 
     @property
-    def behind(self) -> list[Site]:
-        """Later layers at its position at which swaps were seen to work still, spread over those that were tried.
+    def later(self) -> list[Site]:
+        """The next layers at its position, of those in which swaps were tried.
 
-        A few facts have their concept taken up, or put there, a block later than the others. None at the last
-        position, where swaps come to move the answer itself.
+        A few facts have their concept taken up later than the others. None at the last position, where swaps come to
+        move the answer itself.
         """
-        if self.site.position == -1 or not self.swaps_work:
+        if self.site.position == -1:
             return []
-        there = self.candidates[_still_works(self.candidates) & (self.candidates["position"] == self.site.position)]
-        layers = sorted(int(layer) for layer in there["layer"] if layer > self.site.layer)
-        return _spread([Site(layer, self.site.position) for layer in layers], BEHIND)
+        tried = self.candidates[self.candidates["swap"].notna() & (self.candidates["position"] == self.site.position)]
+        layers = sorted(int(layer) for layer in tried["layer"] if layer > self.site.layer)
+        return [Site(layer, self.site.position) for layer in layers[:LATER]]
 
     @property
     def tried(self) -> int:
@@ -266,11 +266,11 @@ def choose_site(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " f
     def site_of(row: pd.Series) -> Site:
         return Site(int(row["layer"]), int(row["position"]))
 
-    works = _still_works(candidates)
-    if not works.any():
+    ranking = candidates["score"].astype(float).fillna(0.0)
+    if not ranking.max() > 0:
         return site_of(candidates.loc[candidates["share"].fillna(0.0).idxmax()])
     clarity = candidates["decided"].astype(float) * candidates["legible"].astype(float).fillna(1.0)
-    working = candidates.assign(clarity=clarity)[works]
+    working = candidates.assign(clarity=clarity)[ranking >= STILL_WORKS * ranking.max()]
     clear = working[working["clarity"] >= AS_CLEAR * working["clarity"].max()]
     clear = before if len(before := clear[clear["position"] < -1]) else clear
     last = moved[site_of(clear.sort_values(["layer", "score"], kind="stable").iloc[-1])]
@@ -282,9 +282,3 @@ def choose_site(candidates: pd.DataFrame, moved: Mapping[Site, Float[Tensor, " f
     alike = clear[[as_at_the_last(row) for _, row in clear.iterrows()]]
     clearest = alike[alike["clarity"] >= ALIKE * alike["clarity"].max()]
     return site_of(clearest.sort_values(["layer", "clarity"], kind="stable").iloc[-1])
-
-
-def _still_works(candidates: pd.DataFrame) -> pd.Series:
-    """Say at which sites swaps do at least half of what they do at the best one, if that is anything."""
-    ranking = candidates["score"].astype(float).fillna(0.0)
-    return (ranking > 0) & (ranking >= STILL_WORKS * ranking.max())

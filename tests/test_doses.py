@@ -61,7 +61,7 @@ def test_at_dose_one_the_curves_are_what_the_verdict_says(compiled_study, doses)
 def test_the_curves_of_a_fact_are_where_the_closest_look_at_it_was(compiled_study):
     study, world, _ = compiled_study
     fact_id, layer = first(world, "mnemonic"), study.waypoint.site.layer + 1
-    elsewhere = replace(study, table=study.table.assign(dosed_layer=float(layer)))
+    elsewhere = replace(study, table=study.table.assign(tested_layer=float(layer)))
     doses = dose_curves(elsewhere, fact_id, doses=(1,))
     assert (doses["layer"] == layer).all()
     known, site = study_concepts(study, layer=layer), Site(layer, study.waypoint.site.position)

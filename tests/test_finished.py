@@ -99,7 +99,7 @@ def test_a_moved_study_folder_is_read_where_it_lies_now(compiled_study, out, tmp
         (lambda f: _verdicts(f, lambda table: table.assign(recalled=False)), "'layer': does not agree with the site"),
         (lambda f: _verdicts(f, lambda table: table.assign(concept=5)), "'concept': expected texts"),
         (lambda f: _verdicts(f, lambda table: table.assign(concept_score="abc")), "'concept_score': expected numbers"),
-        (lambda f: _verdicts(f, lambda table: table.assign(dosed_layer=1.0)), r"'dosed_layer': expected one of \[2"),
+        (lambda f: _verdicts(f, lambda table: table.assign(tested_layer=1.0)), r"'tested_layer': expected one of \[2"),
         (lambda f: _verdicts(f, lambda table: table.assign(swap_low="abc")), "'swap_low': expected numbers"),
         (lambda f: _verdicts(f, lambda table: table.assign(seconds=[[1]] * len(table))), "column 'seconds' holds list"),
         (lambda f: _verdicts(f, lambda table: table.drop(columns="runner_up")), "'runner_up': there is no such column"),

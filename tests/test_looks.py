@@ -105,33 +105,34 @@ def test_no_looks_take_more_runs_than_was_said(tested, targets, most):
     recall, fewest = torch.ones(len(others)), int(others.min())
     with counted_forwards(tested.model) as count:
         look_at(tested, few, recall=recall, effort=EFFORT, sites=SITES, fewest=fewest, seed=0)
-    said = look_runs(others.tolist(), effort=EFFORT, sites=SITES, behind=0)
+    said = look_runs(others.tolist(), effort=EFFORT, sites=SITES, later=0)
     assert count.prompts <= said <= 3 * count.prompts
 
 
 def test_what_is_open_is_looked_at_in_later_layers_which_count_if_they_settle_it(study, targets):
     """In the first layer the concept is half there, in the second all of it, and in the third swaps do nothing."""
-    tested, later, useless = (facts_in(study, layer) for layer in (1, 2, 3))
-    recall = torch.ones(len(tested.facts))
+    tested, good, useless = (facts_in(study, layer) for layer in (1, 2, 3))
+    recall, tests = torch.ones(len(tested.facts)), EFFORT.tests(SITES)
     look = partial(look_at, tested, targets, recall=recall, effort=EFFORT, sites=SITES, fewest=FEWEST, seed=0)
-    found, again = look(), look(behind=[useless, later])
-    open_, settled = open_still(found, tests=SITES), (again["dosed_layer"] == 2).to_numpy()
-    assert settled.any() and not (settled & ~open_).any()
+    found, again = look(), look(later=[useless, good])
+    open_, settled = open_still(found, tests=SITES), (again["tested_layer"] == 2).to_numpy()
+    assert (found["tested_layer"] == 1).all() and settled.any()
     pd.testing.assert_frame_equal(again[~settled], found[~settled])
-    assert shown(again, tests=SITES)[settled].all()
 
-    beside = directions_beside(4, tests=EFFORT.tests(SITES), least=1)
-    for row in open_.nonzero()[0].tolist():
-        one = later.only(torch.tensor([row]))
-        swaps = weigh_doses(run_dosed_swaps(one, targets[[row], :4], doses=EFFORT.doses, seed=2, random=beside))
-        first = found.loc[[row], [c for c in found if not c.startswith("dose")]].reset_index(drop=True)
-        first["p_value"] = 1.0
-        expected = with_doses(first, swaps, looks=EFFORT.looks)
-        assert shown(expected, tests=SITES)[0] == settled[row]
-        if settled[row]:
-            same = ["dose", "dosed_swap", "dosed_prompt_swap", "dosed_sufficiency", "dosed_control", "strength"]
+    enough = (targets >= 0).all(1).numpy()
+    assert (open_ & ~enough).any()
+    for row in range(len(found)):
+        one, mine = good.only(torch.tensor([row])), targets[[row]]
+        beside = directions_beside(4, tests=tests, least=1)
+        dosed = partial(run_dosed_swaps, one, random=beside)
+        second = weigh_doses(dosed(targets=mine[:, :4], doses=EFFORT.doses, seed=4))
+        third = weigh_doses(dosed(targets=mine[:, 4:], doses=[second["dose"][0]], seed=5))
+        first = weigh(run_trials(one, mine[:, :4], seed=4, random=directions_beside(4, tests=tests)), torch.ones(1))
+        both = [with_doses(first.assign(p_value=1.0), each, looks=EFFORT.looks) for each in (second, third)]
+        assert settled[row] == (open_[row] and enough[row] and all(shown(each, tests=SITES)[0] for each in both))
+        if settled[row]:  # all its evidence is of that layer, and its p-value that of the look which decides
             pd.testing.assert_frame_equal(
-                again.loc[[row], same].reset_index(drop=True), expected[same], check_dtype=False, atol=1e-5
+                again.loc[[row], list(both[1])].reset_index(drop=True), both[1], check_dtype=False, atol=1e-5
             )
 
 

@@ -178,8 +178,8 @@ def test_swaps_are_written_as_the_closest_look_and_the_better_sort_saw_them():
     assert swaps_in_words(row) == "0.25 (0.00)"
     assert swaps_in_words(evidence(hits=2, prompt_hits=8).iloc[0]) == "1.00 (0.00) by prompts"
     both = with_doses(evidence(hits=2), weigh_doses(dosed({0.5: 6}, prompt_hits=2)), looks=2)
-    assert swaps_in_words(both.assign(layer=2, dosed_layer=2).iloc[0]) == "0.75 (0.00) at dose 0.5"
-    assert swaps_in_words(both.assign(layer=2, dosed_layer=3).iloc[0]) == "0.75 (0.00) at dose 0.5, layer 3"
+    assert swaps_in_words(both.assign(layer=2, tested_layer=2).iloc[0]) == "0.75 (0.00) at dose 0.5"
+    assert swaps_in_words(both.assign(layer=2, tested_layer=3).iloc[0]) == "0.75 (0.00) at dose 0.5, layer 3"
 
 
 def test_of_several_doses_the_one_counts_at_which_the_concept_acts_most_clearly():

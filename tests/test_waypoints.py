@@ -73,20 +73,18 @@ def test_swaps_work_where_they_work_on_the_average_fact_or_on_a_few(score, moved
     assert waypoint.swaps_work is works and waypoint.tried == (2 if np.isfinite(score) else 1)
 
 
-def behind(position: int, *rows: tuple[int, int, float]) -> list[tuple[int, int]]:
-    """The later sites at which facts are looked at, of (layer, position, score); the waypoint is the first."""
-    known = {"share": 1.0, "moved": 90}
-    table = pd.DataFrame([{"layer": layer, "position": at, "score": score, **known} for layer, at, score in rows])
+def later(position: int, *rows: tuple[int, int, float]) -> list[tuple[int, int]]:
+    """The later sites at which facts are looked at, of (layer, position, swap); the waypoint is the first."""
+    table = pd.DataFrame([{"layer": layer, "position": at, "swap": swap} for layer, at, swap in rows])
     table["chosen"] = table.index == 0
     waypoint = Waypoint(Site(rows[0][0], position), table, torch.zeros(1, 1))
-    return [(site.layer, site.position) for site in waypoint.behind]
+    return [(site.layer, site.position) for site in waypoint.later]
 
 
-def test_facts_are_looked_at_in_later_layers_at_which_swaps_still_work():
-    assert behind(-2, (2, -2, 0.9), (1, -2, 1.0), (3, -2, 0.5), (4, -2, 0.4), (3, -1, 0.9)) == [(3, -2)]
-    assert behind(-2, (2, -2, 0.9), *((layer, -2, 0.8) for layer in range(3, 9))) == [(5, -2), (8, -2)]
-    assert behind(-1, (2, -1, 0.9), (3, -1, 0.9)) == []  # there the answer itself is moved
-    assert behind(-2, (2, -2, np.nan), (3, -2, np.nan)) == [] == behind(-2, (2, -2, 0.0), (3, -2, 0.0))
+def test_facts_are_looked_at_in_later_layers_at_which_swaps_were_tried():
+    assert later(-2, (2, -2, 0.9), (1, -2, 1.0), (3, -2, 0.1), (4, -2, np.nan), (3, -1, 0.9)) == [(3, -2)]
+    assert later(-2, (2, -2, 0.9), *((layer, -2, 0.8) for layer in range(3, 9))) == [(3, -2), (4, -2)]
+    assert later(-1, (2, -1, 0.9), (3, -1, 0.9)) == []  # there the answer itself is moved
 
 
 @given(n=st.integers(1, 40), most=st.integers(1, 20))

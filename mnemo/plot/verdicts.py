@@ -34,7 +34,7 @@ def evidence_bars(rows: pd.DataFrame, labels: Sequence[str], *, ax: Axes | None 
         ("swap gives the predicted answer", "swap_success", EFFECT, None),
         ("… random direction (control)", "swap_control", CONTROL, "//"),
         ("concept alone suffices: P(answer)", "sufficiency", SUFFICIENT, None),
-        ("… another concept (control)", "sufficiency_control", CONTROL, ".."),
+        ("… other concepts (control)", "sufficiency_control", CONTROL, ".."),
         ("concept removed: P(answer) lost", "ablation_drop", NECESSARY, None),
         ("… random vector removed (control)", "ablation_control", CONTROL, "\\\\"),
     )
