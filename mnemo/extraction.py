@@ -218,6 +218,8 @@ class _Extraction:
     ) -> tuple[pd.DataFrame, list[str]]:
         """All evidence about the concept of each fact, and what could not be tested."""
         evidence, notes = self._intervene(recalled, table, concepts, waypoint, parts)
+        read = (concepts >= 0).numpy()
+        evidence["concept_agrees"] = np.where(read, agrees(recalled.answers, concepts, table=table).numpy(), np.nan)
         evidence = evidence.join(
             entailment(self.model, self.task, facts=recalled.facts, concepts=concepts, table=table)
         )

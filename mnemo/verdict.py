@@ -355,12 +355,14 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     The site was chosen on facts that are now judged, so `p_value` is multiplied by the number of sites tried, those of
     later looks among them.
 
-    mnemonic: swaps move the answer as predicted, with vectors from cues or from the concepts' own prompts, the concept
-    suffices for it, and vectors from prompts do move it (the second hop is the one that the concept's prompt uses);
-    all that in the first trials or, where there was a closer look, in that one, at its clearest dose.
-    shared-intermediate: all but the last. (Where most cues of a concept do other things beside evoking it, the vectors
-    of cues are useless, and those of prompts are not.) Where the concept was edited (`mnemo.editing.edit_test`),
-    whether the fact follows decides that last question instead: an edit tests the second hop itself.
+    mnemonic: swaps move the answer as predicted, with vectors from cues or from the concepts' own prompts, and the
+    concept suffices for it, in the first trials or, where there was a closer look, in that one, at its clearest dose;
+    and the second hop is the one that the concept's own prompt uses: vectors from prompts do move the answer, and that
+    prompt has the fact's answer (`concept_agrees`).
+    shared-intermediate: all but what is said of the second hop. (Where most cues of a concept do other things beside
+    evoking it, the vectors of cues are useless, and those of prompts are not.) Where the concept was edited
+    (`mnemo.editing.edit_test`), whether the fact follows decides that last question instead: an edit tests the second
+    hop itself.
     rote: moving the concept to at least FEWEST others moves nothing, at any dose, and no edit of a concept takes the
     fact along; unsure: anything between.
 
@@ -368,7 +370,8 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     each would have stopped, planted mnemonics among it, stands in ``benchmarks/verdicts.md``.
 
     Args:
-        evidence: as `weigh` or `with_doses` gives it, with `mnemo.edit_evidence.Edits.table` where there were edits.
+        evidence: as `weigh` or `with_doses` gives it, with `mnemo.edit_evidence.Edits.table` where there were edits,
+            and `concept_agrees`: 1 where the concept, asked by itself, gives the fact's answer, 0 where another.
         swaps_work: whether swaps at this site were seen to move any facts. Without this positive control a swap that
             moves nothing may be one with a useless vector, and no fact is called rote.
         sites: at how many sites swaps were tried.
@@ -379,6 +382,8 @@ def judge(evidence: pd.DataFrame, *, swaps_work: bool = True, sites: int = 1) ->
     judged["q_value"] = false_discoveries(judged["p_value"])
     through = carried(judged) & (judged["q_value"] < FALSE_DISCOVERIES)
     same_hop = _above(judged, "prompt_swap") > MOVED
+    if "concept_agrees" in judged:
+        same_hop &= judged["concept_agrees"] != 0
     if "edit_follows" in judged:
         same_hop = same_hop.where(judged["edit_follows"].isna(), judged["edit_follows"] > MOVED)
     untouched = _untouched(judged) & swaps_work & ~led_by_edits(judged)

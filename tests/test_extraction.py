@@ -98,6 +98,7 @@ def test_effects_stand_apart_from_their_controls(study, world):
     assert table["mediated_fraction"].mean()[["idle", "decoy"]].abs().max() < 0.02
     assert table["sufficiency"].mean()["idle"] > 0.9  # what fools sufficiency alone
     assert table["agreement"].mean()["idle"] > 0.9  # ... and behaviour
+    assert (table["concept_agrees"].mean()[["mnemonic", "idle", "decoy"]] == [1, 1, 0]).all()
 
 
 def test_work_is_counted_by_prompts_and_quick_is_less(study, quick):

@@ -173,6 +173,13 @@ def test_a_fact_without_any_target_has_no_p_value_and_no_strength():
     assert row["strength"] == 0
 
 
+@pytest.mark.parametrize(("agrees", "tier"), [(1.0, "mnemonic"), (0.0, "shared-intermediate")])
+def test_the_second_hop_is_the_concepts_own_only_where_the_concept_has_the_answer(agrees, tier):
+    moved = evidence(hits=8, prompt_hits=8).assign(concept_agrees=agrees)
+    assert judge(moved)["verdict"][0] == tier
+    assert judge(moved.assign(edit_follows=1.0))["verdict"][0] == "mnemonic"  # the edit tests the second hop itself
+
+
 def test_swaps_are_written_as_the_closest_look_and_the_better_sort_saw_them():
     row = evidence(hits=2, prompt_hits=0).iloc[0]
     assert swaps_in_words(row) == "0.25 (0.00)"
