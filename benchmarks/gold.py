@@ -1,8 +1,8 @@
 """A gold standard for verdicts where no truth is known: every site, every other concept, all doses and controls.
 
-`extract` tries some concepts at one site and three doses. Here a fact is swapped to *every* concept with another answer
-that some cue evokes, at every dose and at every site between two blocks, from the cue's last token on. It is moved at
-one of these sites where, at one dose,
+`extract` tries some concepts, at the waypoint and in the next layers. Here a fact is swapped to *every* concept with
+another answer that some cue evokes, at every dose and at every site between two blocks, from the cue's last token on.
+It is moved at one of these sites where, at one dose,
 
 * more than half of the swaps give the answer predicted beforehand, above random directions of the same norm,
 * the mean state plus the concept gives the fact's answer, above another concept's vector, and

@@ -53,7 +53,7 @@ class Effort:
     """
 
     targets: int = 8
-    doses: tuple[float, ...] = (0.5, 0.75, 1.0)
+    doses: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     dosed_targets: int = 16
     open_targets: int = 48
     sites: int = 12
