@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 from jaxtyping import Int
 from torch import Tensor
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from mnemo.attribution import attribute_nodes
 from mnemo.behaviour import agreement, entailment, expand_cues, probe_prompts
 from mnemo.concept_readers import reader_for
-from mnemo.concept_vectors import ConceptTable, agrees, ask_concepts, choose_targets, concept_vectors
+from mnemo.concept_vectors import ConceptTable, agrees, ask_concepts
 from mnemo.concepts import Reading, ReadsConcepts, chance
 from mnemo.contrasts import Contrast, make_contrasts
 from mnemo.editing import EditConfig, edit_test
@@ -33,22 +33,20 @@ from mnemo.facts import FactSet, Task
 from mnemo.forwards import counted_forwards
 from mnemo.found import Found
 from mnemo.gate import Recalled, gate
+from mnemo.intervening import FACTS_PER_CHUNK, Interventions
 from mnemo.invented import THROUGH_A_CONCEPT, mark_invented
 from mnemo.lenses import Lens
-from mnemo.looks import QUICK, Effort, look_at
+from mnemo.looks import QUICK, Effort
 from mnemo.memory import memory_budget
 from mnemo.model import Model, load_for
 from mnemo.patching import Site, read_stream
 from mnemo.records import Parts, run_record
 from mnemo.study import Study
-from mnemo.tested_facts import TestedFacts
 from mnemo.tokens import PromptTokenizer
 from mnemo.tracing import top_path
-from mnemo.trials import smallest_p
-from mnemo.verdict import FALSE_DISCOVERIES, FEWEST, judge
+from mnemo.verdict import FALSE_DISCOVERIES, judge
 from mnemo.waypoints import Waypoint, candidate_sites, find_waypoint, sites_at
 
-FACTS_PER_CHUNK = 64  # facts between two savings
 _CANNOT_PREDICT = "the task has no concept_recall template, so what a swap should bring cannot be predicted"
 
 
@@ -180,57 +178,69 @@ class _Extraction:
             self.model, self.task, facts=recalled.facts, seed=self.seed, lexicon=self.task.load_lexicon()
         )
         waypoint = self._waypoint(recalled, contrasts, attributions, evoked, reader)
-        readings, read = self._read(recalled, waypoint, reader)
-        found = replace(found, waypoint=waypoint, readings=readings)
-        phrases = [best[0].phrase if best else None for best in readings]
-        edited = pd.DataFrame(index=read.index)
-        if self.edit:
-            edited, notes = self._edit(recalled, phrases, evoked, waypoint, parts)
-            found = found.noting(*notes)
-        table, concepts = self._concepts(phrases, recalled)
-        behaviour = self._behaviour(recalled, evoked)
-        if not (concepts >= 0).any():
-            why = "no concept could be read at the waypoint" if self.task.concept_recall else _CANNOT_PREDICT
-            return replace(found, evidence=read.join(behaviour).join(edited)).noting(f"{why}: nothing was swapped")
-        tested, notes = self._test(recalled, table, concepts, waypoint, parts)
-        tested = tested.join(behaviour).join(edited)
-        swaps_work = waypoint.swaps_work and not isinstance(reader, Lens)  # what a lens does not see may well be used
-        evidence = judge(tested, swaps_work=swaps_work, sites=waypoint.tried).join(read)
-        return replace(found, evidence=evidence).noting(*notes)
+        layer, asked, seed = waypoint.site.layer, recalled.facts, self.seed
+        readings = reader.read(waypoint.states, layer=layer, facts=asked, seed=seed)
+        clear = chance(reader, waypoint.states, readings=readings, layer=layer, facts=asked, seed=seed)
+        table, rows = self._concepts([*(best[0].phrase if best else None for best in readings), *evoked], recalled)
+        read, named = rows.split(len(readings))
 
-    def _read(
-        self, recalled: Recalled, waypoint: Waypoint, reader: ReadsConcepts
-    ) -> tuple[list[list[Reading]], pd.DataFrame]:
-        """What is read of each fact at the waypoint, and the same as columns of its evidence."""
-        layer, facts, seed = waypoint.site.layer, recalled.facts, self.seed
-        readings = reader.read(waypoint.states, layer=layer, facts=facts, seed=seed)
-        columns = _places(recalled, readings, waypoint.site)
-        columns["concept_p"] = chance(reader, waypoint.states, readings=readings, layer=layer, facts=facts, seed=seed)
-        return readings, columns
+        tested, concepts = None, read
+        if (read >= 0).any():
+            tested, concepts, notes = self._test(recalled, table, read, named, waypoint, parts)
+        else:
+            why = "no concept could be read at the waypoint" if self.task.concept_recall else _CANNOT_PREDICT
+            notes = [f"{why}: nothing was swapped"]
+        beside = self._behaviour(recalled, evoked)
+        if self.edit:
+            edited, more = self._edit(recalled, table, concepts, waypoint, parts)
+            beside, notes = beside.join(edited), [*notes, *more]
+
+        evidence = beside
+        if tested is not None:
+            # (What a lens does not see may well be used.)
+            swaps_work = waypoint.swaps_work and not isinstance(reader, Lens)
+            evidence = judge(tested.join(beside), swaps_work=swaps_work, sites=waypoint.tried)
+        instead = (concepts != read).numpy()
+        readings = [
+            _with_first(best, table.phrases[concept]) if other else best
+            for best, concept, other in zip(readings, concepts.tolist(), instead, strict=True)
+        ]
+        places = _places(recalled, readings, waypoint.site).assign(concept_p=np.where(instead, np.nan, clear))
+        return replace(found, waypoint=waypoint, readings=readings, evidence=evidence.join(places)).noting(*notes)
 
     def _test(
         self,
         recalled: Recalled,
         table: ConceptTable,
-        concepts: Int[Tensor, " fact"],
+        read: Int[Tensor, " fact"],
+        named: Int[Tensor, " fact"],
         waypoint: Waypoint,
         parts: Parts,
-    ) -> tuple[pd.DataFrame, list[str]]:
-        """All evidence about the concept of each fact, and what could not be tested."""
-        evidence, notes = self._intervene(recalled, table, concepts, waypoint, parts)
-        read = (concepts >= 0).numpy()
-        evidence["concept_agrees"] = np.where(read, agrees(recalled.answers, concepts, table=table).numpy(), np.nan)
-        evidence = evidence.join(
-            entailment(self.model, self.task, facts=recalled.facts, concepts=concepts, table=table)
+    ) -> tuple[pd.DataFrame, Int[Tensor, " fact"], list[str]]:
+        """All evidence about the concept of each fact, which one that is, and what could not be tested."""
+        interventions = Interventions(
+            self.model, recalled, table, read, waypoint, self.effort, self.seed, parts, self.progress
         )
-        if len(table) < 2:
-            notes.append(f"all facts were read as one concept, {table.phrases[0]!r}: there is no other to swap it for")
+        found = interventions.run(named)
+        evidence, concepts, notes = found.evidence, found.concepts, list(found.notes)
+        known = (concepts >= 0).numpy()
+        evidence["concept_agrees"] = np.where(known, agrees(recalled.answers, concepts, table=table).numpy(), np.nan)
+        tested, rows = self._concepts([table.phrases[c] if c >= 0 else None for c in concepts.tolist()], recalled)
+        evidence = evidence.join(entailment(self.model, self.task, facts=recalled.facts, concepts=rows, table=tested))
+        if other := int((concepts != read).sum()):
+            notes.append(
+                f"{other} facts are not recalled through the concept that was read (runner_up), but through the one "
+                "that the model names when asked"
+            )
+        if len(only := read[read >= 0].unique()) == 1:
+            phrase = table.phrases[int(only)]
+            notes.append(f"all facts were read as one concept, {phrase!r}: there is no other to swap it for")
         if not waypoint.swaps_work:
             notes.append(
                 "no concept swap was seen to work at any site, so a fact that swaps do not move is unsure, not rote: "
                 "check what was read (concept, concept_score) and the templates"
             )
-        return evidence, notes
+        return evidence, concepts, notes
 
     def _behaviour(self, recalled: Recalled, evoked: Sequence[str | None]) -> pd.DataFrame:
         """What the model says each cue stands for, and whether that agrees with the fact."""
@@ -300,7 +310,7 @@ class _Extraction:
 
         return read
 
-    def _intervene(
+    def _edit(
         self,
         recalled: Recalled,
         table: ConceptTable,
@@ -308,61 +318,7 @@ class _Extraction:
         waypoint: Waypoint,
         parts: Parts,
     ) -> tuple[pd.DataFrame, list[str]]:
-        agree = agrees(recalled.answers, concepts, table=table)
-        contributes = torch.where(agree, concepts, -1)
-        support = torch.bincount(concepts[agree], minlength=len(table))
-        states = {waypoint.site: waypoint.states}
-        if self.effort.doses and waypoint.later:
-            streams = read_stream(self.model, recalled.prompts, positions=[waypoint.site.position])
-            states |= {site: streams[:, site.layer, 0].clone() for site in waypoint.later}
-        vectors = [
-            concept_vectors(self.model, table, states=at, contributes=contributes, site=site)
-            for site, at in states.items()
-        ]
-        targets = choose_targets(
-            table, support, answers=recalled.answers, concepts=concepts, n_targets=self.effort.most_targets,
-            seed=self.seed,
-        )  # fmt: skip
-        others = (targets >= 0).sum(1)[concepts >= 0]
-        fewest = int(others[others > 0].min()) if others.any() else 0
-        first, (random, _) = min(fewest, self.effort.targets), self.effort.directions(fewest, sites=waypoint.tried)
-        notes = []
-        if fewest and (least := self.effort.tests(waypoint.tried) * smallest_p(first, random)) >= FALSE_DISCOVERIES:
-            notes.append(
-                f"some facts can be swapped to {first} other concepts only, so that their p-values are at least "
-                f"{least:.2g} and they are never called mnemonic: add facts that evoke other concepts"
-            )
-        if 0 < fewest < FEWEST:
-            notes.append(f"facts that can be swapped to fewer than {FEWEST} other concepts are never called rote")
-        if alone := int((others == 0).sum()):
-            notes.append(f"{alone} facts cannot be swapped to any other concept, so nothing is claimed of them")
-        found = []
-        read = (concepts >= 0).nonzero()[:, 0]
-        chunks = read.split(FACTS_PER_CHUNK)
-        for k, rows in enumerate(tqdm(chunks, desc="intervening", disable=not self.progress, leave=False)):
-            tested, *later = [
-                TestedFacts(self.model, recalled.prompts, rows, recalled.answers[rows], concepts[rows], table, there)
-                for there in vectors
-            ]
-            make = partial(
-                look_at, tested, targets[rows], recall=recalled.probability[rows], effort=self.effort,
-                sites=waypoint.tried, fewest=fewest, seed=self.seed, later=later,
-            )  # fmt: skip
-            found.append(parts.get(f"trials-{k:05d}", make).set_axis(rows.tolist()))
-        # A fact at which no concept was read has no evidence, and will be unsure.
-        return pd.concat(found).reindex(range(len(concepts))), notes
-
-    def _edit(
-        self,
-        recalled: Recalled,
-        read: Sequence[str | None],
-        evoked: Sequence[str | None],
-        waypoint: Waypoint,
-        parts: Parts,
-    ) -> tuple[pd.DataFrame, list[str]]:
-        """Which facts follow when concepts are taught other answers: those that were read, and those evoked."""
-        table, concepts = self._concepts([*read, *evoked], recalled)
-        of_read = concepts[: len(recalled.facts)]
+        """Which facts follow when concepts are taught other answers, all of the table; `concepts` are their own."""
         try:
             edits = edit_test(
                 self.model,
@@ -377,10 +333,10 @@ class _Extraction:
                 progress=self.progress,
             )
         except MnemoError as error:  # the other evidence stands without it
-            return pd.DataFrame(index=range(len(of_read))), [f"no edit test: {error}"]
-        found = edits.table(of_read, table.phrases)
+            return pd.DataFrame(index=range(len(concepts))), [f"no edit test: {error}"]
+        found = edits.table(concepts, table.phrases)
         notes = []
-        if untaken := int((found["edit_follows"].isna() & (of_read >= 0).numpy()).sum()):
+        if untaken := int((found["edit_follows"].isna() & (concepts >= 0).numpy()).sum()):
             notes.append(f"the edit of their concept says nothing about {untaken} facts")
         if (least := edits.choices**-self.effort.edit_rounds) >= FALSE_DISCOVERIES:
             notes.append(
@@ -442,6 +398,15 @@ def _places(recalled: Recalled, readings: Sequence[list[Reading]], site: Site) -
             "position": [len(prompt) + site.position for prompt in recalled.prompts],
         }
     )
+
+
+def _with_first(best: Sequence[Reading], phrase: str) -> list[Reading]:
+    """Return readings with a phrase before all others, whatever its rank, or though it is not among them."""
+    found = [reading for reading in best if reading.phrase == phrase]
+    return [
+        *(found or [Reading(phrase, (), math.nan, math.nan)]),
+        *(reading for reading in best if reading.phrase != phrase),
+    ]
 
 
 def _notes_on_answers(said: Recalled, tokens: PromptTokenizer) -> list[str]:

@@ -206,6 +206,7 @@ def _runs(
     sites = effort.sites + (shape.layers // effort.sites).bit_length()  # candidates, and the layers between two of them
     tried = min(sample, effort.sample) * trial_runs(min(n, TARGETS), random=LEAST)
     longer = length + tokens
+    tries = 2 if task.verbalise and effort.doses else 1  # the concept that was read, and the one that the model names
     stages = [
         ("recall", n, length, forward, batch),
         ("attribute", 4 * n, length, shape.backward_bytes(length), n),
@@ -213,7 +214,7 @@ def _runs(
         ("find candidate sites", sample * min(PATCHED, POSITIONS * shape.layers), length, forward, batch),
         ("compare sites", sites * (tried + 2 * n), length, forward, batch),
         ("read concepts", (n + NULL_STATES) * read + 2 * REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
-        ("intervene", _interventions(facts, effort, sites=sites, layers=shape.layers), length, forward, batch),
+        ("intervene", tries * _interventions(facts, effort, sites, shape.layers), length, forward, batch),
         ("ask the probes", 2 * n * len(task.probes), length, forward, batch),
     ]
     if task.verbalise is None and task.concept_recall and (lexicon := len(task.load_lexicon())):
@@ -224,7 +225,7 @@ def _runs(
     return [stage for stage in stages if stage[1]]
 
 
-def _interventions(facts: FactSet, effort: Effort, *, sites: int, layers: int) -> int:
+def _interventions(facts: FactSet, effort: Effort, sites: int, layers: int) -> int:
     """Return the runs of all interventions, after so many sites were compared in a model of so many blocks."""
     later = min(LATER, max(0, layers - 2))
     having = Counter(fact.answer for fact in facts)

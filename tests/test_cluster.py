@@ -23,7 +23,7 @@ import pandas as pd
 import psutil
 import pytest
 
-import mnemo.extraction
+import mnemo.intervening
 from mnemo.cluster import Run, Sweep, plan_runs
 from mnemo.cluster.dispatch import local_cluster, run_sweep
 from mnemo.cluster.manifest import RUNS, is_done, read_manifest
@@ -238,7 +238,7 @@ def test_what_a_run_cannot_do_is_told_and_does_not_raise(root, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # its other threads rest
 def test_twenty_kills_at_random_moments_lose_nothing_and_double_nothing(root, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(mnemo.extraction, "FACTS_PER_CHUNK", 4)
+    monkeypatch.setattr(mnemo.intervening, "FACTS_PER_CHUNK", 4)
     (run,) = plan_runs(_sweep(root, seeds=(0,)))
     out, draw = tmp_path / "out", random.Random(0)
     start = time.monotonic()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mnemo.extraction
+import mnemo.intervening
 from mnemo import plot
 from mnemo.behaviour import entailment
 from mnemo.concept_vectors import ask_concepts
@@ -240,9 +241,9 @@ def test_where_paths_are_few_the_clearest_facts_have_them_and_a_fault_costs_one_
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(mnemo.extraction, "FACTS_PER_CHUNK", 16)
+    monkeypatch.setattr(mnemo.intervening, "FACTS_PER_CHUNK", 16)
     whole = extract(folder, quick=True, progress=False)
-    real, calls = mnemo.extraction.look_at, []
+    real, calls = mnemo.intervening.look_at, []
 
     def third_time_interrupted(*args, **kwargs):
         calls.append(args[0].facts)
@@ -250,7 +251,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(folder, tmp_p
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(mnemo.extraction, "look_at", third_time_interrupted)
+    monkeypatch.setattr(mnemo.intervening, "look_at", third_time_interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(folder, out=tmp_path, quick=True, progress=False)
     assert not (tmp_path / "verdicts.csv").exists()

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mnemo.extraction
+import mnemo.intervening
 from mnemo.doses import dose_curves
 from mnemo.errors import MnemoError
 from mnemo.facts import FactSet
@@ -42,7 +43,7 @@ def again(out) -> Study:
 def test_what_is_read_back_is_what_was_found_and_nothing_is_judged(compiled_study, out, monkeypatch):
     study, _, _ = compiled_study
     monkeypatch.setattr(mnemo.extraction, "find_waypoint", lambda *_, **__: pytest.fail("searched"))
-    monkeypatch.setattr(mnemo.extraction, "look_at", lambda *_, **__: pytest.fail("judged"))
+    monkeypatch.setattr(mnemo.intervening, "look_at", lambda *_, **__: pytest.fail("judged"))
     again = Study.read(out)
     assert not list(compare(study.table, again.table, key=["fact_id"]))
     assert again.waypoint is not None

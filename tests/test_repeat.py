@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 import mnemo.extraction
+import mnemo.intervening
 import mnemo.patching
 from mnemo.datasets import data_path
 from mnemo.errors import MnemoError
@@ -186,7 +187,7 @@ def test_tables_are_compared_by_key_and_within_the_tolerance():
 
 
 def test_chunks_change_nothing(folder, out, monkeypatch):
-    monkeypatch.setattr(mnemo.extraction, "FACTS_PER_CHUNK", 5)
+    monkeypatch.setattr(mnemo.intervening, "FACTS_PER_CHUNK", 5)
     _same_as(out, extract(folder, quick=True, seed=3, progress=False))
 
 

@@ -275,7 +275,7 @@ class _Bar:
         """Count what runs have done so far, if the last look is long enough ago."""
         if self._bar.disable or time.monotonic() - self._looked < POLL:
             return
-        from mnemo.extraction import FACTS_PER_CHUNK
+        from mnemo.intervening import FACTS_PER_CHUNK
 
         self._looked = time.monotonic()
         half = [min(run.facts, FACTS_PER_CHUNK * count_parts(self._out / WORK / run.name, "trials")) for run in running]
