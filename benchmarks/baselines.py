@@ -49,7 +49,8 @@ def baselines(study: Study, *, seed: int = 0) -> pd.DataFrame:
     targets = choose_targets(known, support, answers=answers, concepts=concepts, n_targets=TARGETS, seed=seed)
 
     contexts = torch.where(agree, concepts, -1)
-    found: dict[str, Tensor] = {"verbalisation": torch.tensor(table["concept_score"].to_numpy(dtype=float))}
+    clearest = table["concept_score"].fillna(table["runner_up_score"])  # where the concept itself was not read
+    found: dict[str, Tensor] = {"verbalisation": torch.tensor(clearest.to_numpy(dtype=float))}
     first = torch.tensor([known.prompts[c].tokens[known.prompts[c].span[0]] if c >= 0 else 0 for c in concepts])
     found |= {name: torch.where(concepts >= 0, p, 0) for name, p in _lenses(model, prompts, streams, first).items()}
     donors = _first_of(contexts, targets)

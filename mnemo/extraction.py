@@ -201,11 +201,11 @@ class _Extraction:
             swaps_work = waypoint.swaps_work and not isinstance(reader, Lens)
             evidence = judge(tested.join(beside), swaps_work=swaps_work, sites=waypoint.tried)
         instead = (concepts != read).numpy()
-        readings = [
+        listed = [
             _with_first(best, table.phrases[concept]) if other else best
             for best, concept, other in zip(readings, concepts.tolist(), instead, strict=True)
         ]
-        places = _places(recalled, readings, waypoint.site).assign(concept_p=np.where(instead, np.nan, clear))
+        places = _places(recalled, listed, waypoint.site).assign(concept_p=np.where(instead, np.nan, clear))
         return replace(found, waypoint=waypoint, readings=readings, evidence=evidence.join(places)).noting(*notes)
 
     def _test(
@@ -229,8 +229,8 @@ class _Extraction:
         evidence = evidence.join(entailment(self.model, self.task, facts=recalled.facts, concepts=rows, table=tested))
         if other := int((concepts != read).sum()):
             notes.append(
-                f"{other} facts are not recalled through the concept that was read (runner_up), but through the one "
-                "that the model names when asked"
+                f"{other} facts are judged by the concept that the model names when asked (evoked): swaps of it are "
+                "beyond doubt, those of the one that was read (runner_up) are not"
             )
         if len(only := read[read >= 0].unique()) == 1:
             phrase = table.phrases[int(only)]
@@ -385,7 +385,7 @@ def _top_paths(study: Study, fact_ids: Sequence[str]) -> pd.DataFrame:
 
 
 def _places(recalled: Recalled, readings: Sequence[list[Reading]], site: Site) -> pd.DataFrame:
-    """Each fact's concept, how clearly it was read and against which runner-up, and where."""
+    """Each fact's concept, how clearly it was read (if it was) and against which runner-up, and where."""
     best = [[*found, None, None][:2] for found in readings]
     return pd.DataFrame(
         {

@@ -186,13 +186,19 @@ def _check_places(table: pd.DataFrame, waypoint: Waypoint | None, prompts: Seque
 
 
 def _readings(table: pd.DataFrame) -> dict[str, list[Reading]]:
-    """The best two readings of each recalled fact; what they consist of was not recorded."""
+    """The best two readings of each recalled fact; what they consist of was not recorded.
+
+    (A concept that the model named may not have been read at all, or less clearly than the other one.)
+    """
     pairs = (("concept", "concept_score"), ("runner_up", "runner_up_score"))
     return {
-        row["fact_id"]: [
-            Reading(row[phrase], (), float("nan"), float(row[ratio]))
-            for phrase, ratio in pairs
-            if isinstance(row.get(phrase), str)
-        ]
+        row["fact_id"]: sorted(
+            (
+                Reading(row[phrase], (), float("nan"), float(row[ratio]))
+                for phrase, ratio in pairs
+                if isinstance(row.get(phrase), str) and not pd.isna(row[ratio])
+            ),
+            key=lambda reading: -reading.ratio,
+        )
         for _, row in table[table["recalled"]].iterrows()
     }

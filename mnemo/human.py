@@ -5,7 +5,8 @@
 * *internal*: the concept that survived interventions (a verdict of *mnemonic* or *shared-intermediate*).
 
 A report is behaviour: it may be made up afterwards, as people's are (Nisbett and Wilson 1977), so it is compared with
-the internal arm and never stands for it.
+the internal arm and never stands for it. (For a fact that is judged by the concept which the model names, in place of
+the one that was read, both are the same phrase, and interventions vouch for the second.)
 
 Codes follow the usual kinds of verbal mnemonics (Bellezza 1981), with letter strategies told apart as by McCabe et al.
 2013, sound links from the keyword method (Atkinson and Raugh 1975) and rhymes from Bower and Bolton 1969.

@@ -1,21 +1,22 @@
 """Intervene on all facts of a study: with the concept that was read of each, else with the one that the model names.
 
 Asked what a cue stands for, a model may name another concept than the one that is read most clearly from the state; a
-fact may go through either. The named one is tried where it has the fact's answer, and the one read does not do the
-work; it counts only where it is shown beyond doubt.
+fact may go through either. The named one is tried where it has the fact's answer and the one read is not shown beyond
+doubt to do the work; it takes that one's place only where it is shown so itself. Swaps do not tell concepts with one
+answer apart, so a fact of the first sort may pass with both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -82,25 +83,22 @@ class Interventions:
         Args:
             named: the concept that the model names for each, -1 for none.
         """
-        vectors = self._vectors()
-        evidence, notes = self._look(self.read, vectors, stage="trials")
+        vectors, tried = self._vectors(), self.waypoint.tried
         fitting = agrees(self.recalled.answers, named, table=self.table) & (named != self.read) & (self.read >= 0)
-        if not self.effort.doses or not fitting.any():
+        # Where any fact may be tried with two concepts, all pay for two, tried or not.
+        tries = 2 if self.effort.doses and fitting.any() else 1
+        evidence, notes = self._look(self.read, vectors, stage="trials", tries=tries)
+        left = fitting & torch.tensor(~shown(evidence, tests=tried).to_numpy())
+        if tries == 1 or not left.any():
             return Intervened(evidence, self.read, notes)
 
-        def paid(found: pd.DataFrame) -> pd.DataFrame:
-            tries = np.where(fitting, 2, 1)  # both concepts are paid for, whether the second is tried or not
-            return found.assign(p_value=np.minimum(1, found["p_value"] * tries))
-
-        def settled(found: pd.DataFrame) -> Bool[np.ndarray, " fact"]:
-            return shown(found, tests=self.waypoint.tried).to_numpy()
-
-        evidence = paid(evidence)
-        left = fitting & torch.tensor(~settled(evidence))
-        if not left.any():
-            return Intervened(evidence, self.read, notes)
-        other = paid(self._look(torch.where(left, named, -1), vectors, stage="named")[0])
-        instead = settled(other)
+        # A fact that did not contribute to the concept that is looked at is another fact to no concept.
+        elsewhere = [replace(at, contributes=torch.where(left, -1, at.contributes)) for at in vectors]
+        other, _ = self._look(torch.where(left, named, -1), elsewhere, stage="named", tries=tries)
+        instead = shown(other, tests=tried).to_numpy()
+        # Where swaps of the named concept move a fact now and then, those of the other leave it untouched in vain.
+        moved = other[["swap_success", "prompt_swap", "dosed_most"]].max(axis=1)
+        evidence["dosed_most"] = np.fmax(evidence["dosed_most"], moved)
         evidence = pd.concat([evidence[~instead], other[instead]]).sort_index()
         return Intervened(evidence, torch.where(torch.tensor(instead), named, self.read), notes)
 
@@ -118,10 +116,10 @@ class Interventions:
         ]
 
     def _look(
-        self, concepts: Int[Tensor, " fact"], vectors: Sequence[ConceptVectors], *, stage: str
+        self, concepts: Int[Tensor, " fact"], vectors: Sequence[ConceptVectors], *, stage: str, tries: int
     ) -> tuple[pd.DataFrame, tuple[str, ...]]:
-        """Look at the facts that have a concept; those without have no evidence."""
-        effort, recalled, sites = self.effort, self.recalled, self.waypoint.tried
+        """Look at the facts that have a concept, and have them pay for so many; those without have no evidence."""
+        effort, recalled, sites = self.effort, self.recalled, self.waypoint.tried * tries
         targets = choose_targets(
             self.table, vectors[0].counts, answers=recalled.answers, concepts=concepts, n_targets=effort.most_targets,
             seed=self.seed,
@@ -142,7 +140,9 @@ class Interventions:
                 fewest=fewest, seed=self.seed, later=later,
             )  # fmt: skip
             found.append(self.parts.get(f"{stage}-{k:05d}", make).set_axis(rows.tolist()))
-        return pd.concat(found).reindex(range(len(concepts))), _notes(others, fewest, effort=effort, sites=sites)
+        evidence = pd.concat(found).reindex(range(len(concepts)))
+        evidence["p_value"] = np.minimum(1, evidence["p_value"] * tries)
+        return evidence, _notes(others, fewest, effort=effort, sites=sites)
 
 
 def _notes(others: Int[Tensor, " fact"], fewest: int, *, effort: Effort, sites: int) -> tuple[str, ...]:

@@ -128,10 +128,11 @@ def messages_beside_state(
     table = read_messages(study, fact_ids, strongest=strongest, seed=seed, progress=progress)
     found = []
     for fact_id in dict.fromkeys(fact_ids):
-        row = study[fact_id]
-        read = isinstance(row["concept"], str)
-        whole = {"writer": WHOLE, "fact_id": fact_id, "concept": row["concept"] if read else None, "agrees": read}
-        found.append(pd.DataFrame([{**whole, "ratio": row["concept_score"], "norm": 1.0}], columns=_COLUMNS))
+        best = next(iter(study.readings.get(fact_id, ())), None)
+        phrase, ratio = (best.phrase, best.ratio) if best else (None, float("nan"))
+        agrees = phrase is not None and phrase == study[fact_id]["concept"]
+        whole = {"writer": WHOLE, "fact_id": fact_id, "concept": phrase, "ratio": ratio, "agrees": agrees, "norm": 1.0}
+        found.append(pd.DataFrame([whole], columns=_COLUMNS))
         found.append(table[table["fact_id"] == fact_id].sort_values("norm", ascending=False, kind="stable"))
     return pd.concat(found, ignore_index=True) if found else table
 

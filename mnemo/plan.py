@@ -206,7 +206,6 @@ def _runs(
     sites = effort.sites + (shape.layers // effort.sites).bit_length()  # candidates, and the layers between two of them
     tried = min(sample, effort.sample) * trial_runs(min(n, TARGETS), random=LEAST)
     longer = length + tokens
-    tries = 2 if task.verbalise and effort.doses else 1  # the concept that was read, and the one that the model names
     stages = [
         ("recall", n, length, forward, batch),
         ("attribute", 4 * n, length, shape.backward_bytes(length), n),
@@ -214,7 +213,7 @@ def _runs(
         ("find candidate sites", sample * min(PATCHED, POSITIONS * shape.layers), length, forward, batch),
         ("compare sites", sites * (tried + 2 * n), length, forward, batch),
         ("read concepts", (n + NULL_STATES) * read + 2 * REFERENCES * bank, longer, shape.reading_bytes(longer), batch),
-        ("intervene", tries * _interventions(facts, effort, sites, shape.layers), length, forward, batch),
+        ("intervene", _interventions(task, facts, effort, sites, shape.layers), length, forward, batch),
         ("ask the probes", 2 * n * len(task.probes), length, forward, batch),
     ]
     if task.verbalise is None and task.concept_recall and (lexicon := len(task.load_lexicon())):
@@ -225,15 +224,20 @@ def _runs(
     return [stage for stage in stages if stage[1]]
 
 
-def _interventions(facts: FactSet, effort: Effort, sites: int, layers: int) -> int:
+def _interventions(task: Task, facts: FactSet, effort: Effort, sites: int, layers: int) -> int:
     """Return the runs of all interventions, after so many sites were compared in a model of so many blocks."""
+    named = 1 if task.verbalise else 0  # concepts that the model names, beside those that are read
+    tries = 1 + named if effort.doses else 1
     later = min(LATER, max(0, layers - 2))
     having = Counter(fact.answer for fact in facts)
     each_its_own = [len(facts) - having[fact.answer] for fact in facts]
     one_an_answer = [len(having) - 1] * len(facts)
-    states = len(facts) * (1 + later) if later else 0  # of facts, and of concepts in each later layer
-    looks = (look_runs(others, effort=effort, sites=sites, later=later) for others in (each_its_own, one_an_answer))
-    return states + max(looks)
+    states = len(facts) * (1 + (1 + named) * (1 + later))  # of facts, and of concepts in each layer
+    asked = (1 + named) * len(facts)
+    looks = (
+        look_runs(others, effort=effort, sites=tries * sites, later=later) for others in (each_its_own, one_an_answer)
+    )
+    return states + asked + tries * max(looks)
 
 
 def _operations(shape: Shape, parameters: int, length: int) -> float:

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyConcepts:
-    """Every concept that was read in a study, and the vectors that swap them.
+    """Every concept of the facts of a study, and the vectors that swap them.
 
     Attributes:
         table: the concepts and the answer that the model gives for each.
         vectors: theirs at the waypoint, or in another layer at its position, each without the state of the fact that
             looks at it.
         answers: answer token of each recalled fact.
-        concepts: row of `table` that each recalled fact was read as; -1 for none.
+        concepts: row of `table` of each recalled fact's concept; -1 for none.
         rows: place of each recalled fact among them, by fact_id.
     """
 

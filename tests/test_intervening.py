@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -11,6 +12,10 @@ import mnemo.extraction
 from mnemo.concept_readers import reader_for
 from mnemo.concepts import Reading, ReadsConcepts
 from mnemo.extraction import extract
+from mnemo.looks import Effort
+from mnemo.messages import messages_beside_state
+from mnemo.study import Study
+from mnemo.trials import smallest_p
 
 RATIO = 99.0  # of what is misread: clearer than anything
 
@@ -48,7 +53,7 @@ def misread(compiled_study) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def table(compiled_study, misread) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def found(compiled_study, misread) -> Study:
     _, _, folder = compiled_study
 
     def wrong(*given, **known):
@@ -58,40 +63,50 @@ def table(compiled_study, misread) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mnemo.extraction, "reader_for", wrong)
-        found = extract(folder, progress=False)
-    return found.table.set_index("fact_id"), found.notes
+        return extract(folder, progress=False)
 
 
-def test_a_misread_fact_is_recalled_through_the_concept_that_the_model_names(compiled_study, misread, table):
+def test_a_misread_fact_is_recalled_through_the_concept_that_the_model_names(compiled_study, misread, found):
     _, world, _ = compiled_study
-    found, notes = table
+    table = found.table.set_index("fact_id")
     for fact in world.of_kind("mnemonic"):
-        row = found.loc[fact.fact_id]
+        row = table.loc[fact.fact_id]
         assert (row["verdict"], row["concept"], row["concept_agrees"]) == ("mnemonic", fact.concept.phrase, 1)
         if fact.fact_id in misread:  # what was read stands beside it, and how clearly that was says nothing of it
             assert (row["runner_up"], row["runner_up_score"]) == (misread[fact.fact_id], RATIO)
             assert pd.isna(row["concept_p"]) and row["entailment"] == 1
-    (note,) = [note for note in notes if "the model names when asked" in note]
+    (note,) = [note for note in found.notes if "the model names when asked" in note]
     assert note.startswith("2 facts")
 
 
-def test_no_other_fact_comes_to_be_recalled_through_what_the_model_names(compiled_study, misread, table):
+def test_no_other_fact_comes_to_be_recalled_through_what_the_model_names(compiled_study, misread, found):
     _, world, _ = compiled_study
-    found, _ = table
+    table = found.table.set_index("fact_id")
     for fact in world.facts:
-        row = found.loc[fact.fact_id]
+        row = table.loc[fact.fact_id]
         if fact.kind != "mnemonic":
             assert row["verdict"] in ("rote", "unsure")
         if fact.kind in ("idle", "decoy"):
             assert row["concept"] == misread.get(fact.fact_id, fact.concept.phrase)
 
 
-def test_a_fact_pays_for_both_concepts(compiled_study, misread, table):
-    """The p-value of a misread fact is twice that of the same look at a fact that was read rightly."""
+def test_all_facts_pay_for_two_concepts(compiled_study, found):
+    """Where every swap works and no random direction does, p is the smallest there is, times all that was tried."""
     _, world, _ = compiled_study
-    found, _ = table
-    facts = world.of_kind("mnemonic")
-    other = min(found.loc[fact.fact_id, "p_value"] for fact in facts if fact.fact_id not in misread)
-    for fact in facts:
-        if fact.fact_id in misread:
-            assert found.loc[fact.fact_id, "p_value"] == pytest.approx(2 * other)
+    table, sites = found.table.set_index("fact_id"), 2 * found.waypoint.tried
+    clear = table.loc[[fact.fact_id for fact in world.of_kind("mnemonic")]]
+    clear = clear[(clear["swap_success"] == 1) & (clear["swap_control"] == 0) & clear["dose"].isna()]
+    random, _ = Effort().directions(int(table["targets"].min()), sites=sites)
+    expected = [Effort().tests(sites) * smallest_p(int(n), random) for n in clear["targets"]]
+    assert len(clear) > 10
+    np.testing.assert_allclose(clear["p_value"], expected)
+
+
+def test_a_finished_run_says_what_was_read_and_what_the_fact_goes_through(misread, found, tmp_path):
+    found.write(tmp_path)
+    again = Study.read(tmp_path)
+    for fact_id, wrong in misread.items():
+        assert again.readings[fact_id][0].phrase == found.readings[fact_id][0].phrase == wrong
+        assert again[fact_id]["concept"] == found[fact_id]["concept"]
+        (whole,) = messages_beside_state(again, [fact_id], strongest=1)[:1].to_dict("records")
+        assert whole["concept"] == wrong and whole["agrees"] == (again[fact_id]["concept"] == wrong)
