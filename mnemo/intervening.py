@@ -85,8 +85,9 @@ class Interventions:
         """
         vectors, tried = self._vectors(), self.waypoint.tried
         fitting = agrees(self.recalled.answers, named, table=self.table) & (named != self.read) & (self.read >= 0)
-        # Where any fact may be tried with two concepts, all pay for two, tried or not.
-        tries = 2 if self.effort.doses and fitting.any() else 1
+        # At the last position a swap of a concept that has the answer may be one of the answer itself. Elsewhere, where
+        # any fact may be tried with two concepts, all pay for two, tried or not.
+        tries = 2 if self.effort.doses and self.waypoint.site.position < -1 and fitting.any() else 1
         evidence, notes = self._look(self.read, vectors, stage="trials", tries=tries)
         left = fitting & torch.tensor(~shown(evidence, tests=tried).to_numpy())
         if tries == 1 or not left.any():
