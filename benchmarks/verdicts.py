@@ -2,7 +2,7 @@
 
     python benchmarks/verdicts.py --compiled                 # those written down by hand: minutes, nothing is trained
     python benchmarks/verdicts.py --only gpt2-0 llama-0      # these; what is not trained yet is trained first
-    python benchmarks/verdicts.py --workers 2                # the whole suite: 3 families x 5 seeds, variants, nulls
+    python benchmarks/verdicts.py --workers 2                # the whole suite: 3 families x 7 seeds, variants, nulls
     python benchmarks/verdicts.py --table                    # the tables alone, from what was judged so far
 
 An organism that is in `--organisms` already is not trained again, an unfinished one goes on from its checkpoint. A
@@ -41,7 +41,7 @@ from mnemo.scoring import NEGATIVES, RANKERS, benchmark, read_truth, score
 from mnemo.verdict import judge as judge_evidence
 
 Role = Literal["development", "report"]
-FAMILIES, SEEDS = ("gpt2", "llama", "qwen2"), (0, 1, 2, 3, 4)
+FAMILIES, SEEDS = ("gpt2", "llama", "qwen2"), (0, 1, 2, 3, 4, 5, 6)
 DEVELOPMENT = (0, 1, 2)  # seeds of trained organisms that were looked at while the method changed; the others report
 SECONDS = 120  # for all facts of the shipped organism's size
 
