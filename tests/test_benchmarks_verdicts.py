@@ -44,7 +44,7 @@ def test_the_organisms_for_report_are_of_other_seeds():
     assert set(roles[roles.index.str.contains("-2$|-2-no")]) == {"report"}
     trained = [case for case in verdicts.SUITE.values() if case.name in
                {f"{family}-{seed}" for family in verdicts.FAMILIES for seed in verdicts.SEEDS}]  # fmt: skip
-    assert len(trained) == 15 and sum(case.role == "report" for case in trained) == 6
+    assert len(trained) == 21 and sum(case.role == "report" for case in trained) == 12
 
 
 def test_shuffled_answers_leave_no_mnemonic_fact(tmp_path):
