@@ -190,7 +190,7 @@ class _Extraction:
         else:
             why = "no concept could be read at the waypoint" if self.task.concept_recall else _CANNOT_PREDICT
             notes = [f"{why}: nothing was swapped"]
-        beside = self._behaviour(recalled, evoked)
+        beside = self._behaviour(recalled, evoked, table, named)
         if self.edit:
             edited, more = self._edit(recalled, table, concepts, waypoint, parts)
             beside, notes = beside.join(edited), [*notes, *more]
@@ -242,13 +242,14 @@ class _Extraction:
             )
         return evidence, concepts, notes
 
-    def _behaviour(self, recalled: Recalled, evoked: Sequence[str | None]) -> pd.DataFrame:
+    def _behaviour(
+        self, recalled: Recalled, evoked: Sequence[str | None], table: ConceptTable, named: Int[Tensor, " fact"]
+    ) -> pd.DataFrame:
         """What the model says each cue stands for, and whether that agrees with the fact."""
         if self.task.verbalise is None:
             return pd.DataFrame({"evoked": None, "evoked_answer": None, "agreement": float("nan")}, range(len(evoked)))
-        asked, concepts = self._concepts(evoked, recalled)
-        said = [self.model.tokens.word(int(asked.answers[c])) if c >= 0 else None for c in concepts.tolist()]
-        agreed = agreement(recalled.answers, concepts, table=asked)
+        said = [self.model.tokens.word(int(table.answers[c])) if c >= 0 else None for c in named.tolist()]
+        agreed = agreement(recalled.answers, named, table=table)
         return pd.DataFrame({"evoked": list(evoked), "evoked_answer": said, "agreement": agreed})
 
     def _contrasts(self, facts: FactSet) -> tuple[list[Contrast], list[str]]:
